@@ -1,0 +1,117 @@
+// What the forward and the backward block loops share: packed weights, event lists, layout changes.
+#pragma once
+
+#include <algorithm>
+
+#include "buffer.h"
+#include "engine.h"
+#include "simd.h"
+
+namespace fastlif {
+namespace FASTLIF_ISA {
+
+// Torch weights (out, in, kernel_h, kernel_w) to [in][kernel_h][slot][out, padded], the order in which spikes read them.
+template <class Real>
+void pack_weights(const Connection& c, const Real* weight, Buffer<Real>& packed) {
+  const int out_channels = c.out.padded_channels();
+  packed.allocate_zero(c.packed_size());
+  for (int o = 0; o < c.out.channels; ++o)
+    for (int i = 0; i < c.in.channels; ++i)
+      for (int ky = 0; ky < c.kernel_h; ++ky)
+        for (int kx = 0; kx < c.kernel_w; ++kx)
+          packed[((int64_t(i) * c.kernel_h + ky) * c.kernel_w + c.slot_of_tap[kx]) * out_channels + o] =
+              *weight++;
+}
+
+// The inverse for gradients.
+template <class Real>
+void unpack_weights(const Connection& c, const Real* packed, Real* weight) {
+  const int out_channels = c.out.padded_channels();
+  for (int o = 0; o < c.out.channels; ++o)
+    for (int i = 0; i < c.in.channels; ++i)
+      for (int ky = 0; ky < c.kernel_h; ++ky)
+        for (int kx = 0; kx < c.kernel_w; ++kx)
+          *weight++ = packed[((int64_t(i) * c.kernel_h + ky) * c.kernel_w + c.slot_of_tap[kx]) * out_channels + o];
+}
+
+// Packed weights to [kernel_h][slot][out, padded][in, padded], the order in which input gradients read them.
+template <class Real>
+void transpose_weights(const Connection& c, const Buffer<Real>& packed, Buffer<Real>& transposed) {
+  const int64_t out_channels = c.out.padded_channels(), in_channels = c.in.padded_channels();
+  transposed.allocate_zero(c.packed_transposed_size());
+  for (int i = 0; i < c.in.channels; ++i)
+    for (int tap = 0; tap < c.taps(); ++tap)
+      for (int o = 0; o < c.out.channels; ++o)
+        transposed[(tap * out_channels + o) * in_channels + i] = packed[(int64_t(i) * c.taps() + tap) * out_channels + o];
+}
+
+// (channels, positions) as torch stores it to channels last with padded channels; pads are left alone.
+template <class Real>
+void to_channels_last(const Shape& shape, const Real* from, Real* to) {
+  if (shape.positions() == 1) {
+    std::copy(from, from + shape.channels, to);
+    return;
+  }
+  const int positions = shape.positions(), pitch = shape.padded_channels();
+  for (int c = 0; c < shape.channels; ++c)
+    for (int p = 0; p < positions; ++p) to[int64_t(p) * pitch + c] = from[int64_t(c) * positions + p];
+}
+
+// The inverse. `from` may have rows with a halo; row_pitch is the distance between its rows in elements.
+template <class Real>
+void from_channels_last(const Shape& shape, const Real* from, int64_t row_pitch, Real* to) {
+  const int pitch = shape.padded_channels();
+  for (int c = 0; c < shape.channels; ++c)
+    for (int y = 0; y < shape.height; ++y)
+      for (int x = 0; x < shape.width; ++x) *to++ = from[y * row_pitch + int64_t(x) * pitch + c];
+}
+
+template <class Real>
+void from_channels_last(const Shape& shape, const Real* from, Real* to) {
+  from_channels_last(shape, from, int64_t(shape.width) * shape.padded_channels(), to);
+}
+
+// Spikes of up to 32 steps of one sample: per step, position << 16 | channel in ascending order.
+struct Events {
+  Buffer<uint32_t> codes;
+  int64_t capacity = 0;
+  int count[kWordSteps];
+
+  void reserve(int64_t neurons) {
+    capacity = neurons;
+    codes.allocate(neurons * kWordSteps);
+  }
+  uint32_t* step(int q) { return codes.data() + q * capacity; }
+  const uint32_t* step(int q) const { return codes.data() + q * capacity; }
+  void clear() { std::fill(count, count + kWordSteps, 0); }
+};
+
+inline int event_position(uint32_t code) { return int(code >> 16); }
+inline int event_channel(uint32_t code) { return int(code & 0xffffu); }
+
+// Words of one sample (neurons channels last, unpadded) to events; steps past the end have no bits.
+inline void words_to_events(const Shape& shape, const int32_t* words, Events& events) {
+  events.clear();
+  for (int p = 0; p < shape.positions(); ++p)
+    for (int c = 0; c < shape.channels; ++c)
+      for (uint32_t w = uint32_t(*words++); w; w &= w - 1) {
+        const int q = __builtin_ctz(w);
+        events.codes[q * events.capacity + events.count[q]++] = uint32_t(p) << 16 | uint32_t(c);
+      }
+}
+
+// to[i] += from[i], length a multiple of 16.
+template <class Real>
+inline void add(Real* to, const Real* from, int length) {
+  using S = Simd<Real>;
+  for (int i = 0; i < length; i += S::lanes) S::store(to + i, S::load(to + i) + S::load(from + i));
+}
+
+template <class Real>
+inline void add_scaled(Real* to, const Real* from, Real scale, int length) {
+  using S = Simd<Real>;
+  for (int i = 0; i < length; i += S::lanes) S::store(to + i, S::load(to + i) + scale * S::load(from + i));
+}
+
+}  // namespace FASTLIF_ISA
+}  // namespace fastlif

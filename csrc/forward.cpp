@@ -1,0 +1,373 @@
+// Forward: one sample after the other, 32 steps at a time through all layers, so that state, currents and events stay in
+// the first-level cache. Compiled once per instruction set, without contraction into fused multiply-adds: results are
+// then the same on all of them, and as PyTorch rounds.
+#include "block.h"
+#include "lif_step.h"
+
+namespace fastlif {
+namespace FASTLIF_ISA {
+namespace {
+
+// to[0..length) += the rows, in order. Sums stay in registers.
+template <class Real>
+void gather_rows(Real* to, const Real* const* rows, int n_rows, int length) {
+  using S = Simd<Real>;
+  constexpr int kWide = kRegisters == 32 ? 8 : 4;
+  int i = 0;
+  for (; i + kWide * S::lanes <= length; i += kWide * S::lanes) {
+    typename S::vec sum[kWide];
+#pragma GCC unroll 8
+    for (int v = 0; v < kWide; ++v) sum[v] = S::load(to + i + v * S::lanes);
+    for (int r = 0; r < n_rows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kWide; ++v) sum[v] = sum[v] + S::load(rows[r] + i + v * S::lanes);
+#pragma GCC unroll 8
+    for (int v = 0; v < kWide; ++v) S::store(to + i + v * S::lanes, sum[v]);
+  }
+  for (; i < length; i += S::lanes) {
+    auto sum = S::load(to + i);
+    for (int r = 0; r < n_rows; ++r) sum = sum + S::load(rows[r] + i);
+    S::store(to + i, sum);
+  }
+}
+
+// Adds the current that the events of one step cause to `injected`. `rows` is room for one pointer an event.
+template <class Real>
+void inject_events(const Connection& c, const Real* weights, const uint32_t* codes, int n_events, const Real** rows,
+                   Real* injected) {
+  const int64_t channel_pitch = int64_t(c.taps()) * c.out.padded_channels();
+  if (c.out.positions() == 1) {
+    int n = 0;
+    for (int e = 0; e < n_events; ++e) {
+      const int p = event_position(codes[e]);
+      if (c.first_target[p] < c.first_target[p + 1])
+        rows[n++] = weights + event_channel(codes[e]) * channel_pitch + c.targets[c.first_target[p]].tap;
+    }
+    gather_rows(injected, rows, n, c.out.padded_channels());
+    return;
+  }
+  for (int e = 0; e < n_events; ++e) {
+    const Real* w = weights + event_channel(codes[e]) * channel_pitch;
+    const int p = event_position(codes[e]);
+    for (int t = c.first_target[p]; t < c.first_target[p + 1]; ++t)
+      add(injected + c.targets[t].out, w + c.targets[t].tap, c.targets[t].length);
+  }
+}
+
+// The same for input that is not binary; `values` is one sample and step as torch stores it (channels, positions).
+template <class Real>
+void inject_values(const Connection& c, const Real* weights, const Real* values, Real* injected) {
+  const int64_t channel_pitch = int64_t(c.taps()) * c.out.padded_channels();
+  const int positions = c.in.positions();
+  for (int p = 0; p < positions; ++p)
+    for (int ch = 0; ch < c.in.channels; ++ch) {
+      const Real value = values[int64_t(ch) * positions + p];
+      if (value == 0) continue;
+      const Real* w = weights + ch * channel_pitch;
+      for (int t = c.first_target[p]; t < c.first_target[p + 1]; ++t)
+        add_scaled(injected + c.targets[t].out, w + c.targets[t].tap, value, c.targets[t].length);
+    }
+}
+
+template <class Real>
+struct SharedWeights {
+  Buffer<Real> feedforward, recurrence, bias;  // bias: a whole map, channels last
+};
+
+template <class Real>
+struct LayerState {
+  Buffer<Real> membrane, current, injected[2], best;
+  Buffer<int32_t> words, best_step, counts;
+  Events events;
+};
+
+template <class Real, class Kept>
+class ForwardWorker {
+  using S = Simd<Real>;
+
+ public:
+  ForwardWorker(const Problem& problem, const std::vector<SharedWeights<Real>>& weights)
+      : problem_(problem), plan_(*problem.plan), weights_(weights), state_(plan_.layers.size()) {
+    int64_t most_events = plan_.input_shape().size();
+    if (problem.input.kind == InputKind::bits) input_events_.reserve(most_events);
+    for (size_t l = 0; l < plan_.layers.size(); ++l) {
+      const Layer& layer = plan_.layers[l];
+      LayerState<Real>& s = state_[l];
+      const int64_t n = layer.shape.padded_size();
+      s.membrane.allocate(n), s.current.allocate(n), s.injected[0].allocate(n), s.injected[1].allocate(n);
+      if (layer.kind == Kind::lif) {
+        s.words.allocate(n), s.counts.allocate(n);
+        s.events.reserve(layer.shape.size());
+        most_events = std::max(most_events, layer.shape.size());
+      }
+      if (layer.kind == Kind::readout_max) s.best.allocate(n), s.best_step.allocate(n);
+    }
+    rows_.allocate(most_events);
+  }
+
+  void operator()(int64_t b) {
+    for (size_t l = 0; l < plan_.layers.size(); ++l) start_sample(l, b);
+    for (int64_t word = 0; word < problem_.words(); ++word) {
+      const int steps = int(std::min<int64_t>(kWordSteps, problem_.n_steps - word * kWordSteps));
+      const Shape in = plan_.input_shape();
+      if (problem_.input.kind == InputKind::bits)
+        words_to_events(in, static_cast<const int32_t*>(problem_.input.data) + (word * problem_.batch + b) * in.size(),
+                        input_events_);
+      for (size_t l = 0; l < plan_.layers.size(); ++l) {
+        if (plan_.layers[l].kind == Kind::lif) state_[l].words.zero(), state_[l].events.clear();
+        for (int q = 0; q < steps; ++q) run_step(l, b, word * kWordSteps + q, q);
+        if (plan_.layers[l].kind == Kind::lif) finish_word(l, b, word, steps);
+      }
+    }
+    for (size_t l = 0; l < plan_.layers.size(); ++l) finish_sample(l, b);
+  }
+
+ private:
+  const Real* sample(const void* tensor, const Shape& shape, int64_t b) const {
+    return static_cast<const Real*>(tensor) + b * shape.size();
+  }
+  Real* sample(void* tensor, const Shape& shape, int64_t b) const {
+    return static_cast<Real*>(tensor) + b * shape.size();
+  }
+
+  void start_sample(size_t l, int64_t b) {
+    const Layer& layer = plan_.layers[l];
+    const LayerPointers& p = problem_.layers[l];
+    LayerState<Real>& s = state_[l];
+    s.membrane.zero(), s.current.zero(), s.injected[0].zero(), s.injected[1].zero();
+    if (p.membrane0) to_channels_last(layer.shape, sample(p.membrane0, layer.shape, b), s.membrane.data());
+    if (p.current0) to_channels_last(layer.shape, sample(p.current0, layer.shape, b), s.current.data());
+    if (p.pending0 && layer.delay) to_channels_last(layer.shape, sample(p.pending0, layer.shape, b), s.injected[1].data());
+    if (layer.kind == Kind::lif) s.counts.zero();
+    if (layer.kind == Kind::readout_max) {
+      std::copy(s.membrane.data(), s.membrane.data() + s.membrane.size(), s.best.data());
+      s.best_step.zero();
+    }
+  }
+
+  // The current that enters I at this step: J[n - 1 - delay]; overwritten by J[n] (plan: injected by parity when delayed).
+  Real* injected(size_t l, int64_t n) {
+    return state_[l].injected[plan_.layers[l].delay ? n & 1 : 0].data();
+  }
+
+  void run_step(size_t l, int64_t b, int64_t n, int q) {
+    const Layer& layer = plan_.layers[l];
+    if (layer.kind == Kind::lif) {
+      n == 0 ? advance_lif<true>(l, b, n, q) : advance_lif<false>(l, b, n, q);
+    } else if (layer.kind != Kind::current) {
+      n == 0 ? advance_readout<true>(l, b, n) : advance_readout<false>(l, b, n);
+    } else {
+      reset_injected(l, n);
+    }
+    inject(l, b, n, q);
+    if (layer.kind == Kind::current)
+      from_channels_last(layer.shape, injected(l, n), sample(problem_.output, layer.shape, n * problem_.batch + b));
+  }
+
+  void reset_injected(size_t l, int64_t n) {
+    Real* to = injected(l, n);
+    const Buffer<Real>& bias = weights_[l].bias;
+    if (bias.size())
+      std::copy(bias.data(), bias.data() + bias.size(), to);
+    else
+      std::fill(to, to + plan_.layers[l].shape.padded_size(), Real(0));
+  }
+
+  void inject(size_t l, int64_t b, int64_t n, int q) {
+    const Layer& layer = plan_.layers[l];
+    Real* to = injected(l, n);
+    if (l == 0 && problem_.input.kind != InputKind::bits) {
+      const Real* row = static_cast<const Real*>(problem_.input.data) + n * problem_.input.time_stride +
+                        b * problem_.input.batch_stride;
+      if (layer.has_feedforward)
+        inject_values(layer.feedforward, weights_[l].feedforward.data(), row, to);
+      else
+        to_channels_last(layer.shape, row, to);
+    } else {
+      const Events& source = l ? state_[l - 1].events : input_events_;
+      inject_events(layer.feedforward, weights_[l].feedforward.data(), source.step(q), source.count[q], rows_.data(), to);
+    }
+    if (layer.recurrent) {
+      const Events& own = state_[l].events;
+      inject_events(layer.recurrence, weights_[l].recurrence.data(), own.step(q), own.count[q], rows_.data(), to);
+    }
+  }
+
+  // Emits S[n], moves the current to I[n] and the membrane to U[n+1], leaves the bias in the injected current.
+  template <bool first>
+  void advance_lif(size_t l, int64_t b, int64_t n, int q) {
+    const Layer& layer = plan_.layers[l];
+    LayerState<Real>& s = state_[l];
+    const NeuronConstants<Real> k(layer);
+    const Shape& shape = layer.shape;
+    Real *membrane = s.membrane.data(), *current = s.current.data(), *into = injected(l, n);
+    const Real* bias = weights_[l].bias.size() ? weights_[l].bias.data() : nullptr;
+    int32_t* words = s.words.data();
+    uint32_t* codes = s.events.step(q);
+    int n_events = 0;
+    Kept* kept = static_cast<Kept*>(problem_.layers[l].kept);
+    if (kept) kept += (b * problem_.kept_rows(layer) + n) * shape.size();
+    if (first && kept && !layer.detach_reset) {
+      keep_start(shape, membrane, k.threshold, kept);
+    }
+    if (kept && !layer.detach_reset) kept += shape.size();  // row n + 1 holds U[n+1] before the reset
+    const auto bit = typename S::words{} + int32_t(uint32_t(1) << q);
+    const int channels = shape.padded_channels();
+    for (int p = 0; p < shape.positions(); ++p)
+      for (int c = 0; c < channels; c += kBlock) {
+        unsigned fired = 0;
+        alignas(64) Kept tail[kBlock];
+        const int valid = std::min(kBlock, shape.channels - c);
+        Kept* keep = valid == kBlock ? kept : tail;
+#pragma GCC unroll 4
+        for (int v = 0; v < kBlock; v += S::lanes) {
+          auto u = S::load(membrane + v), i = S::load(current + v);
+          if (!first) i = next_current(k, i, S::load(into + v));
+          const auto spike = u > k.threshold;
+          S::store_words(words + v, S::load_words(words + v) | (S::narrow(spike) & bit));
+          fired |= movemask(spike) << v;
+          const auto charged = charged_membrane(k, u, i);
+          if (kept) store_kept(keep + v, (layer.detach_reset ? u : charged) - k.threshold);
+          S::store(membrane + v, S::select(spike, typename S::vec{}, charged));
+          S::store(current + v, i);
+          S::store(into + v, bias ? S::load(bias + v) : typename S::vec{});
+        }
+        if (kept && valid < kBlock) std::copy(tail, tail + valid, kept);
+        for (; fired; fired &= fired - 1) codes[n_events++] = uint32_t(p) << 16 | uint32_t(c + __builtin_ctz(fired));
+        membrane += kBlock, current += kBlock, into += kBlock, words += kBlock;
+        if (bias) bias += kBlock;
+        if (kept) kept += valid;
+      }
+    s.events.count[q] = n_events;
+  }
+
+  void keep_start(const Shape& shape, const Real* membrane, Real threshold, Kept* kept) {
+    alignas(64) Kept tail[kBlock];
+    for (int p = 0; p < shape.positions(); ++p)
+      for (int c = 0; c < shape.padded_channels(); c += kBlock) {
+        const int valid = std::min(kBlock, shape.channels - c);
+        for (int v = 0; v < kBlock; v += S::lanes) store_kept(tail + v, S::load(membrane + v) - threshold);
+        std::copy(tail, tail + valid, kept);
+        kept += valid, membrane += kBlock;
+      }
+  }
+
+  template <bool first>
+  void advance_readout(size_t l, int64_t b, int64_t n) {
+    const Layer& layer = plan_.layers[l];
+    LayerState<Real>& s = state_[l];
+    const NeuronConstants<Real> k(layer);
+    Real* into = injected(l, n);
+    for (int64_t v = 0; v < s.membrane.size(); v += S::lanes) {
+      const auto u = S::load(s.membrane.data() + v);
+      auto i = S::load(s.current.data() + v);
+      if (!first) i = next_current(k, i, S::load(into + v));
+      if (layer.kind == Kind::readout_max) {
+        const auto best = S::load(s.best.data() + v);
+        const auto better = ~(u <= best);  // true for NaN, which must not be lost; the first of equals stays
+        S::store(s.best.data() + v, S::select(better, u, best));
+        const auto take = S::narrow(better);
+        const auto step = S::load_words(s.best_step.data() + v);
+        S::store_words(s.best_step.data() + v, (take & int32_t(n)) | (~take & step));
+      }
+      S::store(s.current.data() + v, i);
+    }
+    if (layer.kind == Kind::readout_trace)
+      from_channels_last(layer.shape, s.membrane.data(),
+                         sample(problem_.output, layer.shape, n * problem_.batch + b));
+    for (int64_t v = 0; v < s.membrane.size(); v += S::lanes)
+      S::store(s.membrane.data() + v,
+               charged_membrane(k, S::load(s.membrane.data() + v), S::load(s.current.data() + v)));
+    reset_injected(l, n);
+  }
+
+  // Hands out what 32 steps of a spiking layer gave: words, counts, and dense spikes of the last layer.
+  void finish_word(size_t l, int64_t b, int64_t word, int steps) {
+    const Shape& shape = plan_.layers[l].shape;
+    LayerState<Real>& s = state_[l];
+    for (int64_t i = 0; i < s.words.size(); ++i) s.counts[i] += __builtin_popcount(uint32_t(s.words[i]));
+    if (problem_.layers[l].words) {
+      int32_t* to = problem_.layers[l].words + (word * problem_.batch + b) * shape.size();
+      for (int p = 0; p < shape.positions(); ++p)
+        std::copy_n(s.words.data() + int64_t(p) * shape.padded_channels(), shape.channels, to + int64_t(p) * shape.channels);
+    }
+    if (l + 1 < plan_.layers.size() || !problem_.output) return;
+    for (int q = 0; q < steps; ++q) {
+      Real* to = sample(problem_.output, shape, (word * kWordSteps + q) * problem_.batch + b);
+      std::fill(to, to + shape.size(), Real(0));
+      const uint32_t* codes = s.events.step(q);
+      for (int e = 0; e < s.events.count[q]; ++e)
+        to[int64_t(event_channel(codes[e])) * shape.positions() + event_position(codes[e])] = Real(1);
+    }
+  }
+
+  void finish_sample(size_t l, int64_t b) {
+    const Layer& layer = plan_.layers[l];
+    const LayerPointers& p = problem_.layers[l];
+    LayerState<Real>& s = state_[l];
+    const Shape& shape = layer.shape;
+    if (layer.kind == Kind::current) return;
+    const NeuronConstants<Real> k(layer);
+    const int64_t n = problem_.n_steps;
+    const Real* last = injected(l, n);  // J[n - 1 - delay]
+    for (int64_t v = 0; v < s.current.size(); v += S::lanes)
+      S::store(s.current.data() + v, next_current(k, S::load(s.current.data() + v), S::load(last + v)));
+    if (p.membrane) from_channels_last(shape, s.membrane.data(), sample(p.membrane, shape, b));
+    if (p.current) from_channels_last(shape, s.current.data(), sample(p.current, shape, b));
+    if (p.pending && layer.delay) from_channels_last(shape, injected(l, n - 1), sample(p.pending, shape, b));
+    if (p.counts) {
+      Real* counts = sample(p.counts, shape, b);
+      for (int c = 0; c < shape.channels; ++c)
+        for (int i = 0; i < shape.positions(); ++i)
+          *counts++ = Real(s.counts[int64_t(i) * shape.padded_channels() + c]);
+    }
+    if (layer.kind == Kind::readout_max) {
+      from_channels_last(shape, s.best.data(), sample(problem_.output, shape, b));
+      from_channels_last(shape, s.best_step.data(), problem_.best_step + b * shape.size());
+    }
+  }
+
+  const Problem& problem_;
+  const Plan& plan_;
+  const std::vector<SharedWeights<Real>>& weights_;
+  std::vector<LayerState<Real>> state_;
+  Events input_events_;
+  Buffer<const Real*> rows_;
+};
+
+template <class Real, class Kept>
+void run_forward(const Problem& problem) {
+  std::vector<SharedWeights<Real>> weights(problem.plan->layers.size());
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const Layer& layer = problem.plan->layers[l];
+    const LayerPointers& p = problem.layers[l];
+    if (layer.has_feedforward)
+      pack_weights(layer.feedforward, static_cast<const Real*>(p.weight), weights[l].feedforward);
+    if (layer.recurrent)
+      pack_weights(layer.recurrence, static_cast<const Real*>(p.recurrent_weight), weights[l].recurrence);
+    if (p.bias) {
+      weights[l].bias.allocate_zero(layer.shape.padded_size());
+      for (int i = 0; i < layer.shape.positions(); ++i)
+        std::copy_n(static_cast<const Real*>(p.bias), layer.shape.channels,
+                    weights[l].bias.data() + int64_t(i) * layer.shape.padded_channels());
+    }
+  }
+  parallel_items(problem.batch, problem.threads, [&] {
+    return [worker = ForwardWorker<Real, Kept>(problem, weights), flush = FlushSubnormals()](int64_t b) mutable {
+      worker(b);
+    };
+  });
+}
+
+}  // namespace
+
+void forward(const Problem& problem, Precision precision) {
+  switch (precision) {
+    case Precision::float32_half: return run_forward<float, Half>(problem);
+    case Precision::float32_exact: return run_forward<float, float>(problem);
+    case Precision::float64: return run_forward<double, double>(problem);
+  }
+}
+
+}  // namespace FASTLIF_ISA
+}  // namespace fastlif

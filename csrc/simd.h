@@ -1,0 +1,130 @@
+// Vectors of the instruction set this file is compiled for (FASTLIF_ISA names it), on the compiler's vector types.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastlif {
+namespace FASTLIF_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kRegisters = 16;
+#else
+constexpr int kVectorBytes = 16, kRegisters = 16;
+#endif
+
+template <class Real>
+struct Simd {
+  static constexpr int lanes = kVectorBytes / int(sizeof(Real));
+  using Int = typename std::conditional<sizeof(Real) == 4, int32_t, int64_t>::type;
+  typedef Real vec __attribute__((vector_size(kVectorBytes)));
+  typedef Int mask __attribute__((vector_size(kVectorBytes)));         // 0 or -1 per lane
+  typedef int32_t words __attribute__((vector_size(4 * lanes)));       // one int32 per lane
+  typedef Real loose_vec __attribute__((vector_size(kVectorBytes), aligned(alignof(Real)), may_alias));
+  typedef int32_t loose_words __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
+
+  static vec load(const Real* p) { return *reinterpret_cast<const loose_vec*>(p); }
+  static void store(Real* p, vec v) { *reinterpret_cast<loose_vec*>(p) = v; }
+  static words load_words(const int32_t* p) { return *reinterpret_cast<const loose_words*>(p); }
+  static void store_words(int32_t* p, words w) { *reinterpret_cast<loose_words*>(p) = w; }
+  static vec all(Real x) { return x - vec{}; }
+  static vec select(mask m, vec a, vec b) { return m ? a : b; }
+  static words narrow(mask m) { return __builtin_convertvector(m, words); }
+  static mask widen(words w) { return __builtin_convertvector(w, mask); }
+};
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+inline unsigned movemask(Simd<float>::mask m) { return _mm512_movepi32_mask((__m512i)m); }
+inline unsigned movemask(Simd<double>::mask m) { return _mm512_movepi64_mask((__m512i)m); }
+#elif defined(__AVX2__)
+inline unsigned movemask(Simd<float>::mask m) { return unsigned(_mm256_movemask_ps((__m256)m)); }
+inline unsigned movemask(Simd<double>::mask m) { return unsigned(_mm256_movemask_pd((__m256d)m)); }
+#elif defined(__SSE2__)
+inline unsigned movemask(Simd<float>::mask m) { return unsigned(_mm_movemask_ps((__m128)m)); }
+inline unsigned movemask(Simd<double>::mask m) { return unsigned(_mm_movemask_pd((__m128d)m)); }
+#else
+template <class Mask>
+inline unsigned movemask(Mask m) {
+  unsigned bits = 0;
+  for (unsigned i = 0; i < sizeof(m) / sizeof(m[0]); ++i) bits |= (m[i] ? 1u : 0u) << i;
+  return bits;
+}
+#endif
+
+template <class Vec>
+inline Vec absolute(Vec v) {
+  return v < 0 ? -v : v;
+}
+
+// 1 / v for v >= 1, within 2 units in the last place.
+inline Simd<float>::vec reciprocal(Simd<float>::vec v) {
+#if defined(__AVX512F__)
+  const auto guess = (Simd<float>::vec)_mm512_rcp14_ps((__m512)v);
+  return guess * (2.0f - v * guess);
+#else
+  return 1.0f / v;
+#endif
+}
+inline Simd<double>::vec reciprocal(Simd<double>::vec v) { return 1.0 / v; }
+
+// The kept distance to threshold: float16, float32 or float64.
+struct Half {
+  uint16_t bits;
+};
+
+inline void store_kept(Half* p, Simd<float>::vec v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < Simd<float>::lanes; ++i) {
+    const _Float16 h = _Float16(v[i]);
+    std::memcpy(p + i, &h, 2);
+  }
+#endif
+}
+inline void store_kept(float* p, Simd<float>::vec v) { Simd<float>::store(p, v); }
+inline void store_kept(double* p, Simd<double>::vec v) { Simd<double>::store(p, v); }
+
+inline Simd<float>::vec load_kept(const Half* p) {
+#if defined(__AVX512F__)
+  return (Simd<float>::vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  return (Simd<float>::vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  Simd<float>::vec v;
+  for (int i = 0; i < Simd<float>::lanes; ++i) {
+    _Float16 h;
+    std::memcpy(&h, p + i, 2);
+    v[i] = float(h);
+  }
+  return v;
+#endif
+}
+inline Simd<float>::vec load_kept(const float* p) { return Simd<float>::load(p); }
+inline Simd<double>::vec load_kept(const double* p) { return Simd<double>::load(p); }
+
+// Decaying currents and gradients end in subnormal numbers, which cost a hundred cycles each: flush them to zero
+// while a kernel runs.
+class FlushSubnormals {
+ public:
+#if defined(__SSE2__)
+  FlushSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+  ~FlushSubnormals() { _mm_setcsr(saved_); }
+  FlushSubnormals(const FlushSubnormals&) = delete;
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+}  // namespace FASTLIF_ISA
+}  // namespace fastlif

@@ -1,0 +1,1 @@
+"""Fast, lean training of spiking neural networks on PyTorch."""

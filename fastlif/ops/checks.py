@@ -1,0 +1,128 @@
+"""Checks of what a user hands to an operation, done once, before any backend runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fastlif.ops.plan import LayerPlan, LayerTensors, check_stack, spatial_shape
+from fastlif.spikes import PackedSpikes
+
+BACKENDS = ("reference", "cpu")
+DTYPES = (torch.float32, torch.float64)
+
+
+def check_inputs(
+    input: Tensor | PackedSpikes,  # (time, batch, *features)
+    plans: Sequence[LayerPlan],
+    tensors: Sequence[LayerTensors],
+    backend: str | None,
+) -> Tensor | PackedSpikes:
+    """Check that everything fits together and return the input in a form backends can trust.
+
+    Integer and bool tensors are converted to the dtype of the parameters; packed spikes are
+    unpacked where the first layer takes a current. Raises ValueError or TypeError.
+    """
+    if not isinstance(input, (Tensor, PackedSpikes)):
+        raise TypeError(f"input must be a Tensor or PackedSpikes, got {type(input).__name__}")
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown; there are {', '.join(BACKENDS)}")
+    if backend == "cpu" and input.device.type != "cpu":
+        raise ValueError(f"backend 'cpu' needs tensors on cpu; the input is on {input.device}")
+    check_stack(plans)
+    if len(tensors) != len(plans):
+        raise ValueError(f"tensors must hold one entry per layer, {len(plans)}, got {len(tensors)}")
+    _check_input_shape(tuple(input.shape), plans[0])
+    for index, (plan, layer_tensors) in enumerate(zip(plans, tensors, strict=True)):
+        _check_shapes(f"layer {index}: ", plan, layer_tensors, batch=input.shape[1])
+    dtype = _common_dtype(input, tensors)
+    if isinstance(input, PackedSpikes):
+        return input.unpack(dtype) if plans[0].feedforward is None else input
+    return input if input.dtype.is_floating_point else input.to(dtype)
+
+
+def _check_input_shape(shape: tuple[int, ...], plan: LayerPlan) -> None:
+    link = plan.feedforward
+    if len(shape) < 3:
+        raise ValueError(f"input must have shape (time, batch, *features), got {shape}")
+    features = shape[2:]
+    if link is None:
+        fits, expected = features == plan.features, plan.features
+    else:
+        fits, expected = (
+            len(features) <= 3 and spatial_shape(features) == link.in_shape,
+            link.in_shape,
+        )
+    if not fits:
+        raise ValueError(f"input must have features {expected}, got shape {shape}")
+    if shape[0] < 1 or shape[1] < 1:
+        raise ValueError(f"input must have at least one step and one sample, got shape {shape}")
+
+
+def _check_shapes(where: str, plan: LayerPlan, tensors: LayerTensors, batch: int) -> None:
+    link = plan.feedforward
+    weight_shape = None if link is None else _weight_shape(link.weight_shape, plan)
+    _check_shape(f"{where}weight", tensors.weight, weight_shape)
+    if tensors.bias is not None:
+        bias_shape = None if link is None else (link.out_shape[0],)
+        _check_shape(f"{where}bias", tensors.bias, bias_shape)
+    view = plan.recurrent_weight_shape
+    recurrent_shape = None if view is None else _weight_shape(view, plan)
+    _check_shape(f"{where}recurrent_weight", tensors.recurrent_weight, recurrent_shape)
+    if tensors.state is not None:
+        state_shape = None if plan.kind == "current" else (batch, *plan.features)
+        for name, value in tensors.state._asdict().items():
+            if value is not None:
+                _check_shape(f"{where}state.{name}", value, state_shape)
+
+
+def _weight_shape(view: tuple[int, int, int, int], plan: LayerPlan) -> tuple[int, ...]:
+    """Shape of a weight as torch keeps it, from its 4-d view."""
+    out_channels, in_channels, height, width = view
+    if len(plan.features) == 1:
+        return (out_channels, in_channels * height * width)
+    return (out_channels, in_channels, width) if len(plan.features) == 2 else view
+
+
+def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...] | None) -> None:
+    if tensor is None and shape is None:
+        return
+    if shape is None:
+        raise ValueError(f"{name} must be None for this kind of layer, got a tensor")
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a Tensor of shape {shape}, got {type(tensor).__name__}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+
+
+def _named_tensors(tensors: Sequence[LayerTensors]) -> Iterator[tuple[str, Tensor]]:
+    for index, (weight, bias, recurrent_weight, state) in enumerate(tensors):
+        parameters = {"weight": weight, "bias": bias, "recurrent_weight": recurrent_weight}
+        states = {} if state is None else {f"state.{k}": v for k, v in state._asdict().items()}
+        for name, tensor in (parameters | states).items():
+            if tensor is not None:
+                yield f"layer {index}: {name}", tensor
+
+
+def _common_dtype(input: Tensor | PackedSpikes, tensors: Sequence[LayerTensors]) -> torch.dtype:
+    """Dtype of all parameters and states, which must share it and the input's device."""
+    dtype = None
+    for name, tensor in _named_tensors(tensors):
+        if tensor.device != input.device:
+            raise ValueError(
+                f"{name} must be on the device of the input, {input.device}, got {tensor.device}"
+            )
+        if tensor.dtype not in DTYPES or (dtype is not None and tensor.dtype != dtype):
+            expected = "float32 or float64" if dtype is None else dtype
+            raise TypeError(f"{name} must have dtype {expected}, got {tensor.dtype}")
+        dtype = tensor.dtype
+    if isinstance(input, Tensor) and input.dtype.is_floating_point:
+        if input.dtype not in DTYPES or (dtype is not None and input.dtype != dtype):
+            expected = "float32 or float64" if dtype is None else f"{dtype}, that of the parameters"
+            raise TypeError(f"input must have dtype {expected}, got {input.dtype}")
+        return input.dtype
+    if isinstance(input, Tensor) and input.dtype.is_complex:
+        raise TypeError(f"input must be real, got {input.dtype}")
+    return torch.get_default_dtype() if dtype is None else dtype

@@ -1,0 +1,189 @@
+"""The CPU kernels: allocate, launch, return. What they compute is `fastlif.ops.reference`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlif import extension
+from fastlif.ops.layout import (
+    LayerOutputs,
+    Saved,
+    StackOutputs,
+    StackShapes,
+    kept_dtype,
+    per_layer,
+)
+from fastlif.spikes import pack_words
+
+BITS, VALUES, CURRENT = range(3)  # kinds of input, as in csrc/engine.h
+HUGE_PAGES_FROM = 1 << 22  # bytes
+
+
+@lru_cache(maxsize=64)
+def _plan(ints: tuple[int, ...], floats: tuple[float, ...]) -> Any:
+    """The kernels' own tables for this stack."""
+    return extension.load().Plan(ints, floats)
+
+
+def _precision(dtype: torch.dtype, exact: bool) -> int:
+    return 2 if dtype == torch.float64 else int(exact)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    tensor = torch.empty(tuple(shape), dtype=dtype)
+    size = tensor.numel() * tensor.element_size()
+    if size >= HUGE_PAGES_FROM:
+        extension.load().advise_huge_pages(tensor.data_ptr(), size)
+    return tensor
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr() if tensor.numel() else 0
+
+
+def _input_kind(shapes: StackShapes, is_binary: bool) -> int:
+    if shapes.plans[0].feedforward is None:
+        return CURRENT
+    return BITS if is_binary else VALUES
+
+
+def _input_fields(kind: int, input: Tensor, words: Tensor) -> dict[str, int]:
+    if kind == BITS:
+        return {"input_kind": kind, "input": words.data_ptr(), "time_stride": 0, "batch_stride": 0}
+    return {
+        "input_kind": kind,
+        "input": input.data_ptr(),
+        "time_stride": input.stride(0),
+        "batch_stride": input.stride(1),
+    }
+
+
+def _with_contiguous_features(input: Tensor) -> Tensor:
+    """The kernels take any strides of time and batch, but features must lie side by side."""
+    return input if input[0, 0].is_contiguous() else input.contiguous()
+
+
+def _pointers(tensors: Sequence[Tensor]) -> list[Any]:
+    """One LayerPointers per layer with the addresses of parameters and initial state."""
+    layers = []
+    for weight, bias, recurrent_weight, membrane, current, pending in per_layer(tensors):
+        p = extension.load().LayerPointers()
+        p.weight, p.bias = _address(weight), _address(bias)
+        p.recurrent_weight = _address(recurrent_weight)
+        p.membrane0, p.current0, p.pending0 = _address(membrane), _address(current), _address(pending)
+        layers.append(p)
+    return layers
+
+
+def forward(
+    input: Tensor,  # (time, batch, *features), or int32 words
+    tensors: Sequence[Tensor],  # six per layer, empty where absent
+    shapes: StackShapes,
+    *,
+    exact: bool,
+    keep: bool,
+) -> StackOutputs:
+    """Run the stack; with `keep`, also return what the backward pass needs."""
+    tensors = [t.contiguous() for t in tensors]
+    none = input.new_empty(0, dtype=torch.int32)
+    words, is_binary = none, False
+    if input.dtype == torch.int32:
+        words, is_binary = input.contiguous(), True
+    else:
+        input = _with_contiguous_features(input)
+        if shapes.plans[0].feedforward is not None:
+            packed = pack_words(input)
+            is_binary = packed is not None
+            words = none if packed is None else packed
+    kind = _input_kind(shapes, is_binary)
+    dtype = shapes.dtype
+    output = _empty(shapes.output, dtype)
+    best_step = _empty(shapes.best_step, torch.int32)
+    layers: list[LayerOutputs] = []
+    pointers = _pointers(tensors)
+    for p, plan in zip(pointers, shapes.plans, strict=True):
+        out = LayerOutputs(
+            kept=_empty(shapes.kept(plan) if keep else (0,), kept_dtype(dtype, exact)),
+            words=_empty(shapes.words(plan) if keep else (0,), torch.int32),
+            counts=_empty(shapes.counts(plan), dtype),
+            membrane=_empty(shapes.state(plan), dtype),
+            synaptic_current=_empty(shapes.state(plan), dtype),
+            pending_current=_empty(shapes.pending(plan), dtype),
+        )
+        p.kept, p.words, p.counts = _address(out.kept), _address(out.words), _address(out.counts)
+        p.membrane, p.current = _address(out.membrane), _address(out.synaptic_current)
+        p.pending = _address(out.pending_current)
+        layers.append(out)
+    problem = extension.load().Problem(
+        plan=_plan(shapes.ints, shapes.floats),
+        n_steps=shapes.n_steps,
+        batch=shapes.batch,
+        threads=torch.get_num_threads(),
+        layers=pointers,
+        output=output.data_ptr(),
+        best_step=_address(best_step),
+        **_input_fields(kind, input, words),
+    )
+    problem.forward(_precision(dtype, exact))
+    flag = torch.tensor([is_binary], dtype=torch.bool)
+    # A tensor handed in must not be handed out again: packed input is kept by the caller.
+    words_out = words if keep and input.dtype != torch.int32 else none
+    if words_out.numel() == 0:
+        words_out = torch.zeros(shapes.input_words if keep else (0,), dtype=torch.int32)
+    return StackOutputs(output, best_step, words_out, flag, layers)
+
+
+def backward(
+    grad_output: Tensor,  # empty where absent, as all gradients here
+    grad_layers: Sequence[Tensor],  # per layer: counts, membrane, synaptic and pending current
+    input: Tensor,  # as in forward; not read when its words are there
+    tensors: Sequence[Tensor],
+    saved: Saved,
+    shapes: StackShapes,
+    *,
+    exact: bool,
+    needs: Sequence[bool],  # input, then six per layer
+) -> list[Tensor]:
+    """Gradients of the input and of every tensor, empty where not needed."""
+    dtype = shapes.dtype
+    tensors = [t.contiguous() for t in tensors]
+    grad_layers = [g.contiguous() for g in grad_layers]
+    grad_output = grad_output.contiguous()
+    is_binary = bool(saved.is_binary)
+    kind = _input_kind(shapes, is_binary)
+    words = input.contiguous() if input.dtype == torch.int32 else saved.input_words
+    if kind == VALUES:
+        input = _with_contiguous_features(input)
+    fields = _input_fields(kind, input, words) if kind != CURRENT else _input_fields(BITS, input, words)
+    fields["input_kind"] = kind
+    grads = [
+        _empty(shape if needed else (0,), dtype)
+        for shape, needed in zip((shapes.input, *(t.shape for t in tensors)), needs, strict=True)
+    ]
+    pointers = _pointers(tensors)
+    for layer, p in enumerate(pointers):
+        p.kept, p.words = _address(saved.kept[layer]), _address(saved.words[layer])
+        own = grads[1 + 6 * layer : 7 + 6 * layer]
+        p.grad_weight, p.grad_bias, p.grad_recurrent_weight = (_address(g) for g in own[:3])
+        p.grad_membrane0, p.grad_current0, p.grad_pending0 = (_address(g) for g in own[3:])
+        given = grad_layers[4 * layer : 4 * layer + 4]
+        p.grad_counts, p.grad_membrane, p.grad_current, p.grad_pending = map(_address, given)
+    problem = extension.load().Problem(
+        plan=_plan(shapes.ints, shapes.floats),
+        n_steps=shapes.n_steps,
+        batch=shapes.batch,
+        threads=torch.get_num_threads(),
+        layers=pointers,
+        best_step=_address(saved.best_step),
+        grad_output=_address(grad_output),
+        grad_input=_address(grads[0]),
+        **fields,
+    )
+    problem.backward(_precision(dtype, exact))
+    return grads

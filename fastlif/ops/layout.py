@@ -1,0 +1,150 @@
+"""Shapes and grouping of the tensors that go into and come out of the raw operations.
+
+The raw operations take and return flat lists of tensors, in which an empty tensor stands for an
+absent one: six per layer going in (weight, bias, recurrent weight, initial membrane, synaptic
+current, pending current), six coming out (`LayerOutputs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlif.ops.plan import LayerPlan, decode
+from fastlif.spikes import n_words
+
+TENSORS_PER_LAYER = 6
+GRADS_PER_LAYER = 4  # counts, final membrane, synaptic current, pending current
+
+
+def per_layer(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """The flat list, six tensors of a layer at a time."""
+    for start in range(0, len(tensors), TENSORS_PER_LAYER):
+        yield tensors[start : start + TENSORS_PER_LAYER]
+
+
+def kept_dtype(dtype: torch.dtype, exact: bool) -> torch.dtype:
+    """Dtype in which U - threshold is kept for the backward pass."""
+    return dtype if exact or dtype == torch.float64 else torch.float16
+
+
+class LayerOutputs(NamedTuple):
+    """What the forward pass gives per layer; empty where the kind of layer has none."""
+
+    kept: Tensor  # (batch, steps, neurons channels last): U - threshold
+    words: Tensor  # int32 (words, batch, neurons channels last): spikes
+    counts: Tensor  # (batch, *features)
+    membrane: Tensor  # (batch, *features), final, as the two below
+    synaptic_current: Tensor
+    pending_current: Tensor  # only with delay 1
+
+
+class StackOutputs(NamedTuple):
+    """What the forward pass gives."""
+
+    output: Tensor
+    best_step: Tensor  # int32 (batch, *features): step of the maximum of a "readout_max"
+    input_words: Tensor  # int32: the input packed, when it was dense and binary
+    is_binary: Tensor  # bool (1,)
+    layers: list[LayerOutputs]
+
+    def flat(self) -> list[Tensor]:
+        """As the raw operation returns it."""
+        return [*self[:4], *(tensor for layer in self.layers for tensor in layer)]
+
+    @staticmethod
+    def grouped(flat: Sequence[Tensor]) -> StackOutputs:
+        """The inverse of `flat`."""
+        layers = [LayerOutputs(*group) for group in per_layer(flat[4:])]
+        return StackOutputs(flat[0], flat[1], flat[2], flat[3], layers)
+
+
+class Saved(NamedTuple):
+    """The outputs of the forward pass that the backward pass reads."""
+
+    best_step: Tensor
+    input_words: Tensor
+    is_binary: Tensor
+    kept: Sequence[Tensor]
+    words: Sequence[Tensor]
+
+    def flat(self) -> list[Tensor]:
+        """As the raw backward operation takes it."""
+        return [*self[:3], *self.kept, *self.words]
+
+    @staticmethod
+    def grouped(flat: Sequence[Tensor]) -> Saved:
+        """The inverse of `flat`."""
+        layers = (len(flat) - 3) // 2
+        return Saved(flat[0], flat[1], flat[2], flat[3 : 3 + layers], flat[3 + layers :])
+
+
+@dataclass(frozen=True)
+class StackShapes:
+    """Shapes of all tensors of one call; sizes may be symbolic."""
+
+    ints: tuple[int, ...]  # the encoded plans
+    floats: tuple[float, ...]
+    n_steps: int
+    batch: int
+    input: tuple[int, ...]  # (time, batch, *features), whether packed or not
+    dtype: torch.dtype
+
+    @property
+    def plans(self) -> tuple[LayerPlan, ...]:
+        """The layers."""
+        return decode(self.ints, self.floats)
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """Of the last layer's output."""
+        last = self.plans[-1]
+        per_sample = (self.batch, *last.features)
+        return per_sample if last.kind == "readout_max" else (self.n_steps, *per_sample)
+
+    @property
+    def best_step(self) -> tuple[int, ...]:
+        """Of the step of each score."""
+        last = self.plans[-1]
+        return (self.batch, *last.features) if last.kind == "readout_max" else (0,)
+
+    @property
+    def input_words(self) -> tuple[int, ...]:
+        """Of the packed input; a current is not packed."""
+        link = self.plans[0].feedforward
+        if link is None:
+            return (0,)
+        channels, height, width = link.in_shape
+        return (n_words(self.n_steps), self.batch, channels * height * width)
+
+    def neurons(self, plan: LayerPlan) -> int:
+        """Number of neurons of a layer."""
+        channels, height, width = plan.shape
+        return channels * height * width
+
+    def kept(self, plan: LayerPlan) -> tuple[int, ...]:
+        """Of U - threshold; a differentiated reset needs U[T] too."""
+        rows = self.n_steps if plan.detach_reset else self.n_steps + 1
+        return (self.batch, rows, self.neurons(plan)) if plan.kind == "lif" else (0,)
+
+    def words(self, plan: LayerPlan) -> tuple[int, ...]:
+        """Of the packed spikes."""
+        if plan.kind != "lif":
+            return (0,)
+        return (n_words(self.n_steps), self.batch, self.neurons(plan))
+
+    def counts(self, plan: LayerPlan) -> tuple[int, ...]:
+        """Of the spike counts."""
+        return (self.batch, *plan.features) if plan.kind == "lif" else (0,)
+
+    def state(self, plan: LayerPlan) -> tuple[int, ...]:
+        """Of the final membrane and of the final synaptic current."""
+        return (0,) if plan.kind == "current" else (self.batch, *plan.features)
+
+    def pending(self, plan: LayerPlan) -> tuple[int, ...]:
+        """Of the final pending current."""
+        return self.state(plan) if plan.delay else (0,)

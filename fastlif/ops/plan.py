@@ -1,0 +1,353 @@
+"""What a stack of layers computes, as plain numbers: shapes, decays and options, checked once.
+
+A stack is a sequence of `LayerPlan`s. Every synapse is a convolution: a dense synapse is one whose
+kernel covers the whole input, so its weight (out, in_channels * height * width) is viewed
+(out, in_channels, height, width). Plans hold no tensors; parameters and states travel beside them
+as `LayerTensors`. `encode` turns plans into flat tuples of int and float, the only form an
+operation's schema can carry, and `decode` turns them back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fastlif.spikes import spatial_shape
+
+KINDS = ("lif", "readout_max", "readout_trace", "current")
+INTS_PER_LAYER = 28
+FLOATS_PER_LAYER = 5
+
+
+class LIFState(NamedTuple):
+    """State of one layer between two steps, (batch, *features) each; None stands for zeros."""
+
+    membrane: Tensor | None = None  # U[n]
+    synaptic_current: Tensor | None = None  # I[n]
+    pending_current: Tensor | None = None  # J[n-1], injected at the last step; used when delay = 1
+
+
+class LayerTensors(NamedTuple):
+    """Parameters and initial state of one layer."""
+
+    weight: Tensor | None = None  # (out, in), (out, in, k) or (out, in, kh, kw)
+    bias: Tensor | None = None  # (out channels,)
+    recurrent_weight: Tensor | None = None  # (N, N), (C, C, k) or (C, C, kh, kw); row = target
+    state: LIFState | None = None
+
+
+class StackResult(NamedTuple):
+    """Output of the last layer, spike counts of "lif" layers and final state of every layer."""
+
+    output: Tensor  # (time, batch, *features), or (batch, *features) for "readout_max"
+    spike_counts: tuple[Tensor, ...]  # one per "lif" layer, (batch, *features)
+    states: tuple[LIFState, ...]  # one per layer
+
+
+def _check_ints(name: str, values: tuple[int, ...], length: int, minimum: int) -> None:
+    whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    if len(values) != length or not whole or min(values) < minimum:
+        raise ValueError(f"{name} must be {length} integers >= {minimum}, got {values}")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A synapse: a convolution of the binary (or real) input of one layer, without groups.
+
+    Shapes are (channels, height, width), pairs are (height, width). Raises ValueError when they
+    disagree.
+    """
+
+    in_shape: tuple[int, int, int]
+    out_shape: tuple[int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        _check_ints("in_shape", self.in_shape, 3, 1)
+        _check_ints("out_shape", self.out_shape, 3, 1)
+        _check_ints("kernel", self.kernel, 2, 1)
+        _check_ints("stride", self.stride, 2, 1)
+        _check_ints("padding", self.padding, 2, 0)
+        _check_ints("dilation", self.dilation, 2, 1)
+        expected = convolved_size(
+            self.in_shape[1:], self.kernel, self.stride, self.padding, self.dilation
+        )
+        if self.out_shape[1:] != expected:
+            raise ValueError(
+                f"out_shape must be {(self.out_shape[0], *expected)} for in_shape {self.in_shape}, "
+                f"kernel {self.kernel}, stride {self.stride}, padding {self.padding}, "
+                f"dilation {self.dilation}; got {self.out_shape}"
+            )
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """The 4-d view of the weight: (out channels, in channels, kernel height, kernel width)."""
+        return (self.out_shape[0], self.in_shape[0], *self.kernel)
+
+    @property
+    def fan_in(self) -> int:
+        """Number of synapses of one neuron."""
+        return self.in_shape[0] * self.kernel[0] * self.kernel[1]
+
+
+def convolved_size(
+    size: Sequence[int],  # (height, width)
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """(height, width) after a convolution; ValueError when the kernel exceeds the padded input."""
+    out = []
+    for length, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        extent, padded = d * (k - 1) + 1, length + 2 * p
+        if extent > padded:
+            raise ValueError(
+                f"kernel must not be larger than the padded input, got kernel {tuple(kernel)} with "
+                f"dilation {tuple(dilation)} on input {tuple(size)} with padding {tuple(padding)}"
+            )
+        out.append((padded - extent) // s + 1)
+    return (out[0], out[1])
+
+
+def dense_connection(in_features: Sequence[int], out_features: int) -> Connection:
+    """All-to-all synapse from neurons of any feature shape to `out_features` neurons."""
+    in_shape = spatial_shape(in_features)
+    return Connection(in_shape, (out_features, 1, 1), kernel=in_shape[1:])
+
+
+def conv_connection(
+    in_features: Sequence[int],  # (C, L) or (C, H, W)
+    out_channels: int,
+    *,
+    kernel: Sequence[int],  # one entry per spatial dimension, as the four below
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Connection, tuple[int, ...]]:
+    """Convolutional synapse and the features, (C, L) or (C, H, W), of the layer it feeds."""
+    n_spatial = len(kernel)
+    if len(in_features) != n_spatial + 1:
+        expected = "(channels, length)" if n_spatial == 1 else "(channels, height, width)"
+        raise ValueError(
+            f"input features must be {expected} for a {n_spatial}-d convolution, "
+            f"got {tuple(in_features)}"
+        )
+    in_shape = spatial_shape(in_features)
+    pairs = tuple(
+        _pair(values, fill)
+        for values, fill in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
+    )
+    size = convolved_size(in_shape[1:], *pairs)
+    connection = Connection(in_shape, (out_channels, *size), *pairs)
+    return connection, (out_channels, *size[2 - n_spatial :])
+
+
+def as_sizes(name: str, value: int | Sequence[int], length: int) -> tuple[int, ...]:
+    """One number for all dimensions or one per dimension, as torch's convolutions take them."""
+    if isinstance(value, int):
+        return (value,) * length
+    if len(value) != length:
+        raise ValueError(f"{name} must be an int or {length} ints, got {tuple(value)}")
+    return tuple(value)
+
+
+def surrogate_scale(threshold: float, slope: float, *, rescale: bool) -> float:
+    """Surrogate derivative at the threshold: 1, or what makes it 1 at rest (U = 0) by eq 29."""
+    return (slope * threshold + 1.0) ** 2 if rescale else 1.0
+
+
+def readout_kind(reduction: str) -> str:
+    """Kind of a readout plan: "max" -> "readout_max", "none" -> "readout_trace"."""
+    kinds = {"max": "readout_max", "none": "readout_trace"}
+    if reduction not in kinds:
+        raise ValueError(f"reduction must be 'max' or 'none', got {reduction!r}")
+    return kinds[reduction]
+
+
+def _pair(values: Sequence[int], fill: int) -> tuple[int, int]:
+    """(k,) -> (fill, k): a 1-d feature map is a 2-d one of height 1."""
+    if len(values) == 1:
+        return (fill, values[0])
+    return (values[0], values[1])
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer of a stack. Raises ValueError when a value is out of range or two disagree.
+
+    Kinds: "lif" emits spikes; "readout_max" and "readout_trace" integrate without spikes and give
+    the maximum over time of the membrane, or all of it; "current" is a synapse alone, whose output
+    is the injected current J.
+    """
+
+    kind: str
+    features: tuple[int, ...]  # shape of one sample and step: (N,), (C, L) or (C, H, W)
+    feedforward: Connection | None = None  # None: the input is a current (batch, *features)
+    recurrent_kernel: tuple[int, int] | None = None  # stride 1, "same" padding; (1, 1) if dense
+    decay_mem: float = 0.0  # exp(-dt / tau_mem), per step
+    decay_syn: float = 0.0  # exp(-dt / tau_syn), per step
+    threshold: float = 1.0
+    surrogate_slope: float = 20.0
+    surrogate_scale: float = 1.0  # surrogate derivative at the threshold
+    detach_reset: bool = True
+    delay: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        shape = spatial_shape(self.features)
+        _check_ints("features", self.features, len(self.features), 1)
+        for name in ("decay_mem", "decay_syn"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1.0:  # also refuses NaN
+                raise ValueError(f"{name} must be finite, >= 0 and < 1, got {value}")
+        for name in ("threshold", "surrogate_slope", "surrogate_scale"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0.0):
+                raise ValueError(f"{name} must be finite and > 0, got {value}")
+        if not isinstance(self.detach_reset, bool):
+            raise ValueError(f"detach_reset must be True or False, got {self.detach_reset!r}")
+        if self.delay not in (0, 1):
+            raise ValueError(f"delay must be 0 or 1, got {self.delay!r}")
+        if self.feedforward is not None and self.feedforward.out_shape != shape:
+            raise ValueError(
+                f"features {self.features} must match the connection's out_shape, "
+                f"got {self.feedforward.out_shape}"
+            )
+        if self.kind == "current" and self.feedforward is None:
+            raise ValueError("kind 'current' needs a feedforward connection, got None")
+        if self.recurrent_kernel is not None:
+            self._check_recurrence(self.recurrent_kernel)
+
+    def _check_recurrence(self, kernel: tuple[int, int]) -> None:
+        if self.kind != "lif":
+            raise ValueError(f"only a 'lif' layer can be recurrent, got kind {self.kind!r}")
+        _check_ints("recurrent_kernel", kernel, 2, 1)
+        if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
+            raise ValueError(f"recurrent_kernel must be odd in both dimensions, got {kernel}")
+        flat_dims = 3 - len(self.features)  # (N,): both kernel sizes are 1; (C, L): the first one
+        if any(size != 1 for size in kernel[:flat_dims]):
+            raise ValueError(
+                f"recurrent_kernel must be 1 along the dimensions that features {self.features} "
+                f"do not have, got {kernel}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Features as (channels, height, width)."""
+        return spatial_shape(self.features)
+
+    @property
+    def recurrent_weight_shape(self) -> tuple[int, int, int, int] | None:
+        """The 4-d view of the recurrent weight, (C, C, kernel height, kernel width)."""
+        if self.recurrent_kernel is None:
+            return None
+        channels = self.features[0]
+        return (channels, channels, *self.recurrent_kernel)
+
+
+def check_stack(plans: Sequence[LayerPlan]) -> None:
+    """ValueError unless the layers can follow one another."""
+    if not plans:
+        raise ValueError("plans must hold at least one layer, got none")
+    for index, (source, target) in enumerate(zip(plans, plans[1:], strict=False)):
+        if source.kind != "lif":
+            raise ValueError(f"layer {index} of kind {source.kind!r} must be the last of its stack")
+        if target.feedforward is None:
+            raise ValueError(
+                f"layer {index + 1} needs a feedforward connection, got None: "
+                "only the first layer can take a current"
+            )
+        if target.feedforward.in_shape != source.shape:
+            raise ValueError(
+                f"layer {index + 1} expects input of shape {target.feedforward.in_shape}, "
+                f"but layer {index} has {source.shape}"
+            )
+
+
+def encode(plans: Sequence[LayerPlan]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Plans as flat tuples: the number of layers and 28 ints a layer; 5 floats a layer.
+
+    Ints of a layer: kind (index in KINDS), number of feature dimensions, C, H, W; has feedforward,
+    in C, H, W, kernel h, w, stride h, w, padding h, w, dilation h, w; is recurrent, recurrent
+    kernel h, w; detach_reset, delay; zeros up to 28.
+    Floats of a layer: decay_mem, decay_syn, threshold, surrogate_slope, surrogate_scale.
+    """
+    ints: list[int] = [len(plans)]
+    floats: list[float] = []
+    for plan in plans:
+        code = [KINDS.index(plan.kind), len(plan.features), *plan.shape]
+        link = plan.feedforward
+        if link is None:
+            code += [0] * 12
+        else:
+            code += [1, *link.in_shape, *link.kernel, *link.stride, *link.padding, *link.dilation]
+        recurrent = plan.recurrent_kernel
+        code += [0, 0, 0] if recurrent is None else [1, *recurrent]
+        code += [int(plan.detach_reset), plan.delay]
+        ints += code + [0] * (INTS_PER_LAYER - len(code))
+        floats += [
+            plan.decay_mem,
+            plan.decay_syn,
+            plan.threshold,
+            plan.surrogate_slope,
+            plan.surrogate_scale,
+        ]
+    return tuple(ints), tuple(float(value) for value in floats)
+
+
+@lru_cache(maxsize=128)  # an operation decodes the same plans at every training step
+def decode(ints: tuple[int, ...], floats: tuple[float, ...]) -> tuple[LayerPlan, ...]:
+    """Give back the plans that `encode` was given; ValueError when the lengths do not fit."""
+    n_layers = ints[0] if ints else 0
+    if len(ints) != 1 + n_layers * INTS_PER_LAYER or len(floats) != n_layers * FLOATS_PER_LAYER:
+        raise ValueError(
+            f"{n_layers} layers need {1 + n_layers * INTS_PER_LAYER} ints and "
+            f"{n_layers * FLOATS_PER_LAYER} floats, got {len(ints)} and {len(floats)}"
+        )
+    plans = []
+    for index in range(n_layers):
+        code = iter(ints[1 + index * INTS_PER_LAYER : 1 + (index + 1) * INTS_PER_LAYER])
+        plans.append(_decode_layer(code, iter(floats[index * FLOATS_PER_LAYER :])))
+    return tuple(plans)
+
+
+def _decode_layer(ints: Iterator[int], floats: Iterator[float]) -> LayerPlan:
+    """One layer, its numbers taken in the order in which `encode` lists them."""
+
+    def pair() -> tuple[int, int]:
+        return next(ints), next(ints)
+
+    def triple() -> tuple[int, int, int]:
+        return next(ints), next(ints), next(ints)
+
+    kind, n_dims, shape = KINDS[next(ints)], next(ints), triple()
+    features = ((shape[0],), (shape[0], shape[2]), shape)[n_dims - 1]
+    has_feedforward, in_shape = next(ints), triple()
+    kernel, stride, padding, dilation = pair(), pair(), pair(), pair()
+    is_recurrent, recurrent_kernel = next(ints), pair()
+    link = None
+    if has_feedforward:
+        link = Connection(in_shape, shape, kernel, stride, padding, dilation)
+    return LayerPlan(
+        kind,
+        features,
+        link,
+        recurrent_kernel if is_recurrent else None,
+        decay_mem=next(floats),
+        decay_syn=next(floats),
+        threshold=next(floats),
+        surrogate_slope=next(floats),
+        surrogate_scale=next(floats),
+        detach_reset=bool(next(ints)),
+        delay=next(ints),
+    )

@@ -1,0 +1,203 @@
+"""The specification of every operation: a loop over time in plain PyTorch, one equation a line.
+
+Layers of current-based LIF neurons, Rossbroich et al. 2022, eqs 10 and 11. At step n = 0 .. T-1, in
+this order:
+
+    S[n]   = 1 if U[n] > threshold, else 0     strictly above: U[n] = threshold is silent
+    J[n]   = W S_in[n] + V S[n] + b            injected current; the bias is a constant current
+    U[n+1] = (decay_mem U[n] + (1 - decay_mem) I[n]) (1 - S[n])
+    I[n+1] = decay_syn I[n] + J[n]             delay = 0
+    I[n+1] = decay_syn I[n] + J[n-1]           delay = 1, J[-1] from the initial state
+
+- Order: the spike is read off U[n], then U and I advance together from their old values. An input
+  spike at n reaches I at n+1 and U at n+2 (one step later with delay = 1); without an initial state
+  S[0] = 0.
+- Input scaling: the membrane integrates (1 - decay_mem) I, so a constant current I drives U to I.
+- Reset: multiplicative and to zero. It takes one step: after a spike at n, U[n+1] is exactly 0 and
+  what I[n] would have added is lost; I itself is not reset.
+- Gradient: dS/dU is the surrogate scale / (slope |U - threshold| + 1)^2 (eqs 28 and 29). With
+  detach_reset the factor (1 - S[n]) counts as a constant; without it the gradient also flows
+  through that S[n], with the same surrogate.
+- A readout has the same U and I, no spikes and no reset. Its score is the maximum of U[0 .. T-1];
+  the gradient goes to the first step that reaches it, and to no other.
+- Initial state in: (U[0], I[0], J[-1]), zeros by default. Final state out: (U[T], I[T], J[T-1]),
+  the last only with delay = 1.
+  Spikes emitted: S[0 .. T-1].
+
+Works in the dtype of its tensors, on any device; autograd differentiates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, StackResult
+
+
+class StackTrace(NamedTuple):
+    """A run with what is normally not kept; membranes and spikes are (time, batch, *features)."""
+
+    result: StackResult
+    membranes: tuple[Tensor, ...]  # U[0 .. T-1] of every layer but "current"
+    spikes: tuple[Tensor, ...]  # S[0 .. T-1] of every "lif" layer
+
+
+class Spike(torch.autograd.Function):
+    """Heaviside step of U - threshold with the SuperSpike derivative (eqs 28, 29)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        membrane: Tensor,
+        forced: Tensor | None,  # spikes of another run, in place of this run's own
+        threshold: float,
+        slope: float,
+        scale: float,
+    ) -> Tensor:
+        """Spikes, 0 or 1, in the shape and dtype of `membrane`."""
+        if forced is not None:
+            return forced.to(membrane.dtype, copy=True)
+        return (membrane > threshold).to(membrane.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the membrane: the surrogate is evaluated at this run's U, forced spikes or not."""
+        membrane, _, ctx.threshold, ctx.slope, ctx.scale = inputs
+        ctx.save_for_backward(membrane)
+
+    @staticmethod
+    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """grad_membrane = surrogate(U - threshold) grad_spikes."""
+        (membrane,) = ctx.saved_tensors
+        distance = membrane - ctx.threshold
+        surrogate = ctx.scale / (ctx.slope * distance.abs() + 1.0) ** 2
+        return surrogate * grad_spikes, None, None, None, None
+
+
+def stack(
+    input: Tensor,  # (time, batch, *features): spikes, any numbers, or a current
+    plans: Sequence[LayerPlan],
+    tensors: Sequence[LayerTensors],
+    *,
+    replay_spikes: Sequence[Tensor] | None = None,
+    spiking: bool = True,
+) -> StackResult:
+    """Run a stack of layers over time; see `stack_trace`, of which this is the result."""
+    return stack_trace(input, plans, tensors, replay_spikes=replay_spikes, spiking=spiking).result
+
+
+def stack_trace(
+    input: Tensor,  # (time, batch, *features)
+    plans: Sequence[LayerPlan],
+    tensors: Sequence[LayerTensors],
+    *,
+    replay_spikes: Sequence[Tensor] | None = None,  # per "lif" layer, (time, batch, *features)
+    spiking: bool = True,
+) -> StackTrace:
+    """Run a stack of layers over time and return membranes and spikes too.
+
+    `replay_spikes`, of 0 and 1, replaces S everywhere (reset, recurrence, output, counts); the
+    surrogate is still evaluated at this run's U. It makes two implementations comparable whose
+    membranes differ by a rounding at the threshold.
+
+    `spiking=False` switches threshold and reset off, for measuring free membranes. S is then zero,
+    or `replay_spikes` where given, which still drive the recurrence and the next layer.
+    """
+    n_spiking = sum(plan.kind == "lif" for plan in plans)
+    if replay_spikes is not None and len(replay_spikes) != n_spiking:
+        raise ValueError(
+            f"replay_spikes must hold one tensor per 'lif' layer, {n_spiking}, "
+            f"got {len(replay_spikes)}"
+        )
+    forced = iter(replay_spikes) if replay_spikes is not None else None
+    signal = input
+    membranes: list[Tensor] = []
+    spikes: list[Tensor] = []
+    states: list[LIFState] = []
+    for plan, layer_tensors in zip(plans, tensors, strict=True):
+        if plan.kind == "current":
+            signal = torch.stack([_synapse(plan, layer_tensors, x) for x in signal.unbind(0)])
+            states.append(LIFState())
+            continue
+        replay = next(forced) if forced is not None and plan.kind == "lif" else None
+        trace, emitted, state = _scan(plan, layer_tensors, signal, replay, spiking)
+        membranes.append(trace)
+        states.append(state)
+        if plan.kind == "lif":
+            spikes.append(emitted)
+            signal = emitted
+        elif plan.kind == "readout_max":
+            first_maximum = trace.detach().argmax(0, keepdim=True)
+            signal = trace.gather(0, first_maximum).squeeze(0)
+        else:
+            signal = trace
+    counts = tuple(emitted.sum(0) for emitted in spikes)
+    return StackTrace(StackResult(signal, counts, tuple(states)), tuple(membranes), tuple(spikes))
+
+
+def _scan(
+    plan: LayerPlan, tensors: LayerTensors, signal: Tensor, replay: Tensor | None, spiking: bool
+) -> tuple[Tensor, Tensor, LIFState]:
+    """One layer over all steps: U[0 .. T-1], S[0 .. T-1] and the final state."""
+    silent = signal.new_zeros(signal.shape[1], *plan.features)
+    state = tensors.state or LIFState()
+    membrane, current, pending = (silent if x is None else x for x in state)
+    membranes, emitted = [], []
+    forced = [None] * len(signal) if replay is None else replay.unbind(0)
+    for spikes_in, forced_spikes in zip(signal.unbind(0), forced, strict=True):
+        if plan.kind != "lif" or (not spiking and forced_spikes is None):
+            spikes = silent
+        else:
+            spikes = Spike.apply(
+                membrane, forced_spikes, plan.threshold, plan.surrogate_slope, plan.surrogate_scale
+            )
+        membranes.append(membrane)
+        emitted.append(spikes)
+
+        injected = _synapse(plan, tensors, spikes_in)
+        if tensors.recurrent_weight is not None:
+            injected = injected + _recurrence(plan, tensors.recurrent_weight, spikes)
+        arriving = injected if plan.delay == 0 else pending
+
+        reset = spikes.detach() if plan.detach_reset else spikes
+        stays = 1.0 - reset if spiking else 1.0
+        membrane = (plan.decay_mem * membrane + (1.0 - plan.decay_mem) * current) * stays
+        current = plan.decay_syn * current + arriving
+        pending = injected
+    last = LIFState(membrane, current, pending if plan.delay else None)
+    return torch.stack(membranes), torch.stack(emitted), last
+
+
+def _synapse(plan: LayerPlan, tensors: LayerTensors, signal: Tensor) -> Tensor:
+    """W S_in[n] + b, (batch, *features), or the input current itself when there is no synapse."""
+    link = plan.feedforward
+    if link is None:
+        return signal
+    assert tensors.weight is not None
+    current = F.conv2d(
+        signal.reshape(-1, *link.in_shape),
+        tensors.weight.reshape(link.weight_shape),
+        tensors.bias,
+        stride=link.stride,
+        padding=link.padding,
+        dilation=link.dilation,
+    )
+    return current.reshape(-1, *plan.features)
+
+
+def _recurrence(plan: LayerPlan, weight: Tensor, spikes: Tensor) -> Tensor:
+    """V S[n], (batch, *features)."""
+    assert plan.recurrent_kernel is not None and plan.recurrent_weight_shape is not None
+    height, width = plan.recurrent_kernel
+    current = F.conv2d(
+        spikes.reshape(-1, *plan.shape),
+        weight.reshape(plan.recurrent_weight_shape),
+        padding=(height // 2, width // 2),
+    )
+    return current.reshape(-1, *plan.features)

@@ -1,0 +1,227 @@
+"""The raw operations fastlif::stack_forward and fastlif::stack_backward, and their autograd.
+
+Both are opaque to torch.compile, which learns the shapes of their results from the fake versions
+here. Autograd goes through `torch.autograd.Function`, which unlike a registered autograd formula
+also serves `torch.func.grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fastlif import extension
+from fastlif.ops import cpu
+from fastlif.ops.layout import (
+    GRADS_PER_LAYER,
+    TENSORS_PER_LAYER,
+    LayerOutputs,
+    Saved,
+    StackOutputs,
+    StackShapes,
+    kept_dtype,
+)
+from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, StackResult, encode
+from fastlif.spikes import PackedSpikes
+
+_library = torch.library.Library("fastlif", "DEF")
+_library.define(
+    "stack_forward(Tensor input, Tensor[] tensors, int[] ints, float[] floats, SymInt[] input_shape, "
+    "ScalarType dtype, bool exact, bool keep) -> Tensor[]"
+)
+_library.define(
+    "stack_backward(Tensor grad_output, Tensor[] grad_layers, Tensor input, Tensor[] tensors, "
+    "Tensor[] saved, int[] ints, float[] floats, SymInt[] input_shape, ScalarType dtype, bool exact, "
+    "bool[] needs) -> Tensor[]"
+)
+
+
+def _shapes(
+    ints: Sequence[int], floats: Sequence[float], input_shape: Sequence[int], dtype: torch.dtype
+) -> StackShapes:
+    shape = tuple(input_shape)
+    return StackShapes(tuple(ints), tuple(floats), shape[0], shape[1], shape, dtype)
+
+
+@torch.library.impl(_library, "stack_forward", "CPU")
+def _forward_cpu(input, tensors, ints, floats, input_shape, dtype, exact, keep):  # noqa: ANN001, ANN202
+    shapes = _shapes(ints, floats, input_shape, dtype)
+    return cpu.forward(input, tensors, shapes, exact=exact, keep=keep).flat()
+
+
+@torch.library.impl(_library, "stack_backward", "CPU")
+def _backward_cpu(  # noqa: ANN202
+    grad_output, grad_layers, input, tensors, saved, ints, floats, input_shape, dtype, exact, needs  # noqa: ANN001
+):
+    return cpu.backward(
+        grad_output,
+        grad_layers,
+        input,
+        tensors,
+        Saved.grouped(saved),
+        _shapes(ints, floats, input_shape, dtype),
+        exact=exact,
+        needs=needs,
+    )
+
+
+@torch.library.register_fake("fastlif::stack_forward", lib=_library)
+def _forward_fake(input, tensors, ints, floats, input_shape, dtype, exact, keep):  # noqa: ANN001, ANN202
+    shapes = _shapes(ints, floats, input_shape, dtype)
+
+    def empty(shape: Sequence[int], kind: torch.dtype = dtype) -> Tensor:
+        return input.new_empty(tuple(shape), dtype=kind)
+
+    layers = [
+        LayerOutputs(
+            empty(shapes.kept(plan) if keep else (0,), kept_dtype(dtype, exact)),
+            empty(shapes.words(plan) if keep else (0,), torch.int32),
+            empty(shapes.counts(plan)),
+            empty(shapes.state(plan)),
+            empty(shapes.state(plan)),
+            empty(shapes.pending(plan)),
+        )
+        for plan in shapes.plans
+    ]
+    return StackOutputs(
+        empty(shapes.output),
+        empty(shapes.best_step, torch.int32),
+        empty(shapes.input_words if keep else (0,), torch.int32),
+        empty((1,), torch.bool),
+        layers,
+    ).flat()
+
+
+@torch.library.register_fake("fastlif::stack_backward", lib=_library)
+def _backward_fake(  # noqa: ANN202
+    grad_output, grad_layers, input, tensors, saved, ints, floats, input_shape, dtype, exact, needs  # noqa: ANN001
+):
+    shapes = (tuple(input_shape), *(t.shape for t in tensors))
+    return [
+        input.new_empty(tuple(shape) if needed else (0,), dtype=dtype)
+        for shape, needed in zip(shapes, needs, strict=True)
+    ]
+
+
+class _Stack(torch.autograd.Function):
+    """stack_forward, differentiable. `options` is (ints, floats, input_shape, dtype, exact)."""
+
+    @staticmethod
+    def forward(options, keep, input, *tensors):  # noqa: ANN001, ANN205
+        ints, floats, input_shape, dtype, exact = options
+        return tuple(
+            torch.ops.fastlif.stack_forward(
+                input, list(tensors), ints, floats, input_shape, dtype, exact, keep
+            )
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
+        options, _, input, *tensors = inputs
+        outputs = StackOutputs.grouped(output)
+        saved = Saved(
+            outputs.best_step,
+            outputs.input_words,
+            outputs.is_binary,
+            [layer.kept for layer in outputs.layers],
+            [layer.words for layer in outputs.layers],
+        ).flat()
+        ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)
+        ctx.options = options
+        ctx.n_tensors = len(tensors)
+        # Binary input is kept as bits; a dense one is needed again only for its weight gradient.
+        takes_current = outputs.input_words.numel() == 0 and input.dtype != torch.int32
+        if not torch.compiler.is_compiling() and input.dtype != torch.int32:
+            if takes_current or bool(outputs.is_binary):
+                input = input.new_empty(0)
+        ctx.save_for_backward(input, *tensors, *saved)
+
+    @staticmethod
+    def backward(ctx, *grads):  # noqa: ANN001, ANN205
+        input, *rest = ctx.saved_tensors
+        tensors, saved = rest[: ctx.n_tensors], rest[ctx.n_tensors :]
+        ints, floats, input_shape, dtype, exact = ctx.options
+
+        def present(grad: Tensor | None) -> Tensor:
+            return input.new_empty(0, dtype=dtype) if grad is None else grad
+
+        grad_layers = [
+            present(grads[start + offset])
+            for start in range(4, len(grads), TENSORS_PER_LAYER)
+            for offset in range(TENSORS_PER_LAYER - GRADS_PER_LAYER, TENSORS_PER_LAYER)
+        ]
+        needs = list(ctx.needs_input_grad[2:])
+        result = torch.ops.fastlif.stack_backward(
+            present(grads[0]),
+            grad_layers,
+            input,
+            tensors,
+            saved,
+            ints,
+            floats,
+            input_shape,
+            dtype,
+            exact,
+            needs,
+        )
+        given = (grad if needed else None for grad, needed in zip(result, needs, strict=True))
+        return (None, None, *given)
+
+
+def run_stack(
+    input: Tensor | PackedSpikes,
+    plans: Sequence[LayerPlan],
+    tensors: Sequence[LayerTensors],
+    *,
+    exact_membrane: bool,
+    backend: str | None,
+) -> StackResult:
+    """Run checked arguments on the kernels of the input's device.
+
+    Raises ValueError when no kernels serve that device, RuntimeError when they are not built.
+    """
+    if input.device.type != "cpu":
+        raise ValueError(
+            f"no fastlif kernels for a tensor on {input.device} (backend {backend!r}): "
+            "move it to cpu, or use backend='reference'"
+        )
+    extension.load()
+    flat_input = input.words if isinstance(input, PackedSpikes) else input
+    flat = [t for layer in tensors for t in _flat_tensors(layer, flat_input)]
+    dtype = _dtype(input, tensors)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (flat_input, *flat))
+    options = (*_encoded(tuple(plans)), tuple(input.shape), dtype, exact_membrane)
+    outputs = StackOutputs.grouped(_Stack.apply(options, keep, flat_input, *flat))
+    counts = tuple(
+        layer.counts for layer, plan in zip(outputs.layers, plans, strict=True) if plan.kind == "lif"
+    )
+    states = tuple(
+        LIFState()
+        if plan.kind == "current"
+        else LIFState(
+            layer.membrane, layer.synaptic_current, layer.pending_current if plan.delay else None
+        )
+        for layer, plan in zip(outputs.layers, plans, strict=True)
+    )
+    return StackResult(outputs.output, counts, states)
+
+
+_encoded = lru_cache(maxsize=128)(encode)
+
+
+def _flat_tensors(layer: LayerTensors, like: Tensor) -> list[Tensor]:
+    state = layer.state or LIFState()
+    tensors = (layer.weight, layer.bias, layer.recurrent_weight, *state)
+    return [like.new_empty(0, dtype=torch.float32) if t is None else t for t in tensors]
+
+
+def _dtype(input: Tensor | PackedSpikes, tensors: Sequence[LayerTensors]) -> torch.dtype:
+    for layer in tensors:
+        for tensor in (layer.weight, layer.recurrent_weight, *(layer.state or ())):
+            if tensor is not None:
+                return tensor.dtype
+    return input.dtype if isinstance(input, Tensor) else torch.get_default_dtype()

@@ -1,0 +1,212 @@
+"""Binary spikes packed along time, 32 steps in a word: 1/32 of the memory of a float tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastlif import extension
+
+WORD_STEPS = 32
+KERNEL_DTYPES = (torch.float32, torch.float64)
+
+
+def n_words(n_steps: int) -> int:
+    """Words that hold `n_steps` steps."""
+    return (n_steps + WORD_STEPS - 1) // WORD_STEPS
+
+
+@dataclass(frozen=True)
+class PackedSpikes:
+    """Spikes of shape (time, batch, *features), one bit each.
+
+    `words` is int32 of shape (ceil(time / 32), batch, N); bit q of word c is step 32 c + q, and the
+    N neurons are the features flattened channels last: (C, L) has neuron (c, l) at l * C + c, (N,)
+    is as it is. Layers take it in place of a float tensor. Raises ValueError when the parts do not
+    fit together.
+    """
+
+    words: Tensor
+    n_steps: int
+    features: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        expected = (n_words(self.n_steps), math.prod(self.features))
+        shape = tuple(self.words.shape)
+        if self.n_steps < 1 or self.words.dim() != 3 or (shape[0], shape[2]) != expected:
+            raise ValueError(
+                f"words must have shape ({expected[0]}, batch, {expected[1]}) for "
+                f"{self.n_steps} steps of features {self.features}, got {shape}"
+            )
+        if self.words.dtype != torch.int32:
+            raise TypeError(f"words must have dtype int32, got {self.words.dtype}")
+
+    @property
+    def shape(self) -> torch.Size:
+        """(time, batch, *features)."""
+        return torch.Size((self.n_steps, self.words.shape[1], *self.features))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the words are."""
+        return self.words.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedSpikes:
+        """The same spikes on another device."""
+        words = self.words.to(device, non_blocking=non_blocking)
+        return PackedSpikes(words, self.n_steps, self.features)
+
+    def select(self, indices: Tensor) -> PackedSpikes:
+        """The samples with these indices (int64, one-dimensional)."""
+        return PackedSpikes(self.words.index_select(1, indices), self.n_steps, self.features)
+
+    def __getitem__(self, samples: slice) -> PackedSpikes:
+        """A slice of the batch."""
+        if not isinstance(samples, slice):
+            raise TypeError(f"samples must be a slice of the batch, got {samples!r}; see select()")
+        return PackedSpikes(self.words[:, samples], self.n_steps, self.features)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self.words.shape[1]
+
+    def reshape_features(self, features: Sequence[int]) -> PackedSpikes:
+        """The same neurons seen as another feature map whose channels-last order is the same.
+
+        True of (N,), (1, N) and (1, 1, N), and of (C, L) and (C, 1, L); ValueError for others.
+        """
+        features = tuple(features)
+        if _channels_last_order(features) != _channels_last_order(self.features):
+            raise ValueError(
+                f"features {self.features} cannot be seen as {features} without moving bits"
+            )
+        return PackedSpikes(self.words, self.n_steps, features)
+
+    def count(self) -> int:
+        """Number of spikes."""
+        bits = self.words.contiguous().view(torch.uint8)
+        table = torch.tensor([bin(byte).count("1") for byte in range(256)], device=self.device)
+        return int((torch.bincount(bits.flatten(), minlength=256) * table).sum())
+
+    def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Zeros and ones of shape (time, batch, *features)."""
+        if extension.is_available() and self.device.type == "cpu" and dtype in KERNEL_DTYPES:
+            dense = torch.empty(self.shape, dtype=dtype)
+            words = self.words.contiguous()
+            extension.load().unpack(
+                words.data_ptr(),
+                self.n_steps,
+                len(self),
+                spatial_shape(self.features),
+                torch.get_num_threads(),
+                dense.data_ptr(),
+                dtype == torch.float64,
+            )
+            return dense
+        bits = torch.arange(WORD_STEPS, dtype=torch.int32, device=self.device)
+        dense = (self.words.unsqueeze(1) >> bits.view(1, -1, 1, 1)).bitwise_and_(1).to(dtype)
+        dense = dense.flatten(0, 1)[: self.n_steps]
+        if len(self.features) == 1:
+            return dense
+        return dense.unflatten(2, (*self.features[1:], self.features[0])).movedim(-1, 2)
+
+    @staticmethod
+    def pack(dense: Tensor) -> PackedSpikes:
+        """Pack a (time, batch, *features) tensor of zeros and ones; ValueError for other values."""
+        if dense.dim() < 3:
+            raise ValueError(f"dense must be (time, batch, *features), got {tuple(dense.shape)}")
+        if dense.device.type != "cpu":
+            raise ValueError(f"dense must be on cpu to be packed, got {dense.device}")
+        dense = dense.detach()
+        if dense.dtype not in KERNEL_DTYPES:
+            dense = dense.to(torch.float32)
+        words = pack_words(dense)
+        if words is None:
+            raise ValueError("dense must hold only 0 and 1 to be packed, got other values")
+        return PackedSpikes(words, dense.shape[0], tuple(dense.shape[2:]))
+
+    @staticmethod
+    def from_events(
+        step: Tensor,  # (events,) int32, of all samples one after the other
+        feature: Tensor,  # (events,) int32, neuron in channels-last order
+        offsets: Tensor,  # (batch + 1,) int64: events of sample b are offsets[b] .. offsets[b+1]
+        *,
+        n_steps: int,
+        features: Sequence[int],
+    ) -> PackedSpikes:
+        """Spikes from lists of events.
+
+        Events outside the `n_steps` steps are dropped and repeated ones count once. Raises
+        ValueError for a feature out of range or offsets that do not fit.
+        """
+        features = tuple(features)
+        if step.shape != feature.shape or step.dim() != 1:
+            raise ValueError(
+                f"step and feature must be one-dimensional and equally long, "
+                f"got {tuple(step.shape)} and {tuple(feature.shape)}"
+            )
+        step, feature = step.to(torch.int32).contiguous(), feature.to(torch.int32).contiguous()
+        offsets = offsets.to(torch.int64).contiguous()
+        rises = len(offsets) >= 1 and not bool((offsets.diff() < 0).any())
+        if not rises or int(offsets[0]) != 0 or int(offsets[-1]) != len(step):
+            raise ValueError(f"offsets must rise from 0 to the number of events, {len(step)}")
+        batch, size = len(offsets) - 1, math.prod(features)
+        words = torch.empty((n_words(n_steps), batch, size), dtype=torch.int32)
+        extension.load().pack_events(
+            step.data_ptr(),
+            feature.data_ptr(),
+            offsets.data_ptr(),
+            n_steps,
+            batch,
+            size,
+            torch.get_num_threads(),
+            words.data_ptr(),
+        )
+        return PackedSpikes(words, n_steps, features)
+
+
+def spatial_shape(features: Sequence[int]) -> tuple[int, int, int]:
+    """(N,) -> (N, 1, 1); (C, L) -> (C, 1, L); (C, H, W) unchanged."""
+    match tuple(features):
+        case (channels,):
+            return (channels, 1, 1)
+        case (channels, length):
+            return (channels, 1, length)
+        case (channels, height, width):
+            return (channels, height, width)
+    raise ValueError(
+        f"features must have 1 to 3 dimensions, (N,), (C, L) or (C, H, W), got {tuple(features)}"
+    )
+
+
+def pack_words(
+    dense: Tensor,  # (time, batch, *features), float32 or float64, on cpu
+) -> Tensor | None:
+    """Words of a dense tensor, or None when a value is neither 0 nor 1."""
+    n_steps, batch = dense.shape[:2]
+    features = tuple(dense.shape[2:])
+    if not dense[0, 0].is_contiguous():
+        dense = dense.contiguous()
+    words = torch.empty((n_words(n_steps), batch, math.prod(features)), dtype=torch.int32)
+    binary = extension.load().pack(
+        dense.data_ptr(),
+        dense.dtype == torch.float64,
+        dense.stride(0),
+        dense.stride(1),
+        n_steps,
+        batch,
+        spatial_shape(features),
+        torch.get_num_threads(),
+        words.data_ptr(),
+    )
+    return words if binary else None
+
+
+def _channels_last_order(features: tuple[int, ...]) -> tuple[int, int]:
+    """(channels, positions), with one channel and one position being the same thing."""
+    channels, positions = features[0], math.prod(features[1:])
+    return (1, channels * positions) if channels == 1 or positions == 1 else (channels, positions)

@@ -1,0 +1,87 @@
+"""Builds fastlif._C with ninja: torch-free C++, the kernels once per instruction set."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+PLAIN = ["plan.cpp", "pack.cpp", "dispatch.cpp", "bindings.cpp"]
+KERNELS = {"forward.cpp": "-ffp-contract=off", "backward.cpp": "-ffp-contract=fast"}
+X86 = {
+    "baseline": "",
+    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512",
+}
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, g++ or clang++."""
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and shutil.which(name.split()[0]):
+            return name
+    raise SystemExit(
+        "fastlif needs a C++17 compiler to build its kernels and found none: install g++ "
+        "(Debian, Ubuntu: apt-get install g++) or clang++, or set CXX to one"
+    )
+
+
+def ninja_file(target: Path) -> str:
+    """The build: every source to an object, the kernels once per instruction set, one shared object."""
+    import pybind11
+
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    include = f"-I{sysconfig.get_paths()['include']} -I{pybind11.get_include()}"
+    openmp = "" if sys.platform == "darwin" else "-fopenmp"
+    mac = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
+    flags = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-maybe-uninitialized -Wno-psabi {openmp}"
+    lines = [
+        f"flags = {flags} {include} {'-DFASTLIF_X86_KERNELS' if x86 else ''}",
+        "rule cxx",
+        f"  command = {compiler()} -MMD -MF $out.d $flags $extra -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {compiler()} -shared $in -o $out {openmp} {mac}",
+    ]
+    objects = []
+
+    def add(source: str, name: str, extra: str) -> None:
+        objects.append(f"{name}.o")
+        lines.extend([f"build {name}.o: cxx {ROOT / 'csrc' / source}", f"  extra = {extra}"])
+
+    for isa, options in (X86 if x86 else {"baseline": ""}).items():
+        for source, contraction in KERNELS.items():
+            add(source, f"{Path(source).stem}_{isa}", f"-DFASTLIF_ISA={isa} {options} {contraction}")
+    for source in PLAIN:
+        add(source, Path(source).stem, "")
+    return "\n".join([*lines, f"build {target}: link {' '.join(objects)}", ""])
+
+
+class NinjaBuild(build_ext):
+    """One ninja run in a fixed folder, so that a second build compiles only what changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Write build.ninja and run it."""
+        import ninja
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = ROOT / "build" / f"ninja-{sys.implementation.cache_tag}-{platform.machine()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(ninja_file(target))
+        subprocess.check_call([os.path.join(ninja.BIN_DIR, "ninja"), "--quiet", "-C", str(folder)])
+
+
+setup(
+    ext_modules=[Extension("fastlif._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuild},
+)
