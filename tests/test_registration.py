@@ -1,0 +1,157 @@
+"""The raw operations under torch's own checks, torch.compile and torch.func."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastlif
+from fastlif import ops
+from fastlif.ops import cpu, registration
+from fastlif.ops.layout import Saved, StackOutputs
+from fastlif.ops.plan import encode
+from fastlif.spikes import PackedSpikes
+
+from .cases import CONV, DENSE, build, layer_tensors
+
+CASES = [DENSE[-1], CONV[1], CONV[3]]
+
+
+def raw_arguments(case, *, delay=0, packed=False, exact=False):
+    stack = build(case, delay=delay)
+    tensors = layer_tensors(stack, torch.float32, torch.float32, state=True)
+    input = stack.input.float()
+    given = PackedSpikes.pack(input).words if packed else input
+    flat = [t.detach() for layer in tensors for t in registration._flat_tensors(layer, input)]
+    ints, floats = encode(stack.plans)
+    return (given, flat, ints, floats, list(input.shape), torch.float32, exact, True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("delay", [0, 1])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_opcheck(case, delay, packed):
+    arguments = raw_arguments(case, delay=delay, packed=packed)
+    torch.library.opcheck(torch.ops.fastlif.stack_forward.default, arguments)
+    input, flat, ints, floats, shape, dtype, exact, _ = arguments
+    outputs = StackOutputs.grouped(torch.ops.fastlif.stack_forward(*arguments))
+    saved = Saved(
+        outputs.best_step,
+        outputs.input_words,
+        outputs.is_binary,
+        [layer.kept for layer in outputs.layers],
+        [layer.words for layer in outputs.layers],
+    ).flat()
+    none = torch.empty(0)
+    needs = [not packed, *(t.numel() > 0 for t in flat)]
+    torch.library.opcheck(
+        torch.ops.fastlif.stack_backward.default,
+        (
+            torch.ones_like(outputs.output), [none] * (4 * len(outputs.layers)), input, flat, saved,
+            ints, floats, shape, dtype, exact, needs,
+        ),
+    )  # fmt: skip
+
+
+def model() -> torch.nn.Module:
+    torch.manual_seed(2)
+    return fastlif.Sequential(
+        fastlif.LIFConv1d(2, 16, 5, stride=2, recurrent=True),
+        fastlif.LIFConv1d(16, 20, 3),
+        fastlif.LIReadout(20 * 11, 4),
+    )
+
+
+@pytest.mark.parametrize("dynamic", [False, None])
+def test_compile(dynamic):
+    network = model()
+    compiled = torch.compile(network, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for steps, batch in ((40, 3), (50, 4)):
+        spikes = (torch.rand(steps, batch, 2, 30) < 0.3).float().requires_grad_()
+        expected = network(spikes)
+        grads = torch.autograd.grad(expected.square().sum(), [spikes, *network.parameters()])
+        found = compiled(spikes)
+        compiled_grads = torch.autograd.grad(found.square().sum(), [spikes, *network.parameters()])
+        assert expected.abs().sum() > 0
+        assert torch.equal(found, expected)
+        assert all(torch.equal(a, b) for a, b in zip(grads, compiled_grads, strict=True))
+
+
+def test_functional_gradient():
+    network = model()
+    spikes = (torch.rand(40, 3, 2, 30) < 0.3).float()
+    parameters = dict(network.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(network, parameters, (spikes,)).square().sum()
+
+    grads = torch.func.grad(loss)(parameters)
+    loss(parameters).backward()
+    for name, parameter in parameters.items():
+        assert parameter.grad.abs().sum() > 0
+        assert torch.equal(grads[name], parameter.grad)
+
+
+def test_kept_bytes_per_neuron_step():
+    """2 bytes of distance to threshold and one bit, counted through autograd's saved tensors."""
+    layers = [ops.dense_connection((64,), 128)]
+    plan = ops.LayerPlan("lif", (128,), layers[0], (1, 1), decay_mem=0.9, decay_syn=0.8)
+    weight = torch.randn(128, 64, requires_grad=True)
+    own = torch.zeros(128, 128, requires_grad=True)
+    spikes = PackedSpikes.pack((torch.rand(320, 4, 64) < 0.1).float())
+    sizes = {}
+
+    def count(tensor):
+        sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        result = ops.stack(spikes, (plan,), (ops.LayerTensors(weight, None, own),))
+    given = {t.data_ptr() for t in (weight, own, spikes.words)}
+    kept = sum(size for address, size in sizes.items() if address not in given)
+    assert result.output.requires_grad
+    assert 2.1 < kept / (320 * 4 * 128) < 2.2
+
+
+def test_dense_binary_input_is_kept_as_bits():
+    plan = ops.LayerPlan("lif", (8,), ops.dense_connection((512,), 8), decay_mem=0.9, decay_syn=0.8)
+    weight = torch.randn(8, 512, requires_grad=True)
+    spikes = (torch.rand(64, 4, 512) < 0.1).float()
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (sizes.append(t.numel() * t.element_size()), t)[1], lambda t: t
+    ):
+        ops.stack(spikes, (plan,), (ops.LayerTensors(weight),))
+    assert sum(sizes) < spikes.numel()  # a quarter of the float tensor, weights included
+
+
+def test_nothing_is_kept_without_gradients(monkeypatch):
+    kept = []
+    forward = cpu.forward
+
+    def spy(*args, keep, **kwargs):
+        kept.append(keep)
+        return forward(*args, keep=keep, **kwargs)
+
+    monkeypatch.setattr(cpu, "forward", spy)
+    network = model()
+    spikes = (torch.rand(10, 2, 2, 30) < 0.3).float()
+    with torch.no_grad():
+        network(spikes)
+    network(spikes)
+    assert kept == [False, True]
+
+
+def test_missing_extension_names_the_reason(monkeypatch):
+    from fastlif import extension
+
+    monkeypatch.setattr(extension, "_import", lambda: ImportError("no such file"))
+    (cpu_backend, reference) = fastlif.backends()
+    assert not cpu_backend.available and "no such file" in cpu_backend.detail
+    assert reference.available
+    network = fastlif.LIFLinear(4, 3)
+    spikes = torch.ones(5, 2, 4)
+    with pytest.raises(RuntimeError, match="no such file.*C\\+\\+17 compiler"):
+        network(spikes)
+    network.backend = "reference"
+    assert network(spikes).shape == (5, 2, 3)
