@@ -35,16 +35,21 @@ def compiler() -> str:
 
 
 def ninja_file(target: Path) -> str:
-    """The build: every source to an object, the kernels once per instruction set, one shared object."""
+    """The build: every source to an object, the kernels once per instruction set.
+
+    Order matters in the link: of the inline functions that several objects define, the linker keeps
+    the first, which must be one that every processor can run.
+    """
     import pybind11
 
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     include = f"-I{sysconfig.get_paths()['include']} -I{pybind11.get_include()}"
     openmp = "" if sys.platform == "darwin" else "-fopenmp"
     mac = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
-    flags = f"-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-maybe-uninitialized -Wno-psabi {openmp}"
+    warnings = "-Wall -Wextra -Wno-maybe-uninitialized -Wno-psabi"
+    flags = f"-std=c++17 -O3 -fPIC -fvisibility=hidden {warnings} {openmp} {include}"
     lines = [
-        f"flags = {flags} {include} {'-DFASTLIF_X86_KERNELS' if x86 else ''}",
+        f"flags = {flags} {'-DFASTLIF_X86_KERNELS' if x86 else ''}",
         "rule cxx",
         f"  command = {compiler()} -MMD -MF $out.d $flags $extra -c $in -o $out",
         "  depfile = $out.d",
@@ -60,7 +65,9 @@ def ninja_file(target: Path) -> str:
 
     for isa, options in (X86 if x86 else {"baseline": ""}).items():
         for source, contraction in KERNELS.items():
-            add(source, f"{Path(source).stem}_{isa}", f"-DFASTLIF_ISA={isa} {options} {contraction}")
+            add(
+                source, f"{Path(source).stem}_{isa}", f"-DFASTLIF_ISA={isa} {options} {contraction}"
+            )
     for source in PLAIN:
         add(source, Path(source).stem, "")
     return "\n".join([*lines, f"build {target}: link {' '.join(objects)}", ""])

@@ -9,6 +9,7 @@
 
 namespace fastlif {
 namespace FASTLIF_ISA {
+namespace {  // a copy for each source file: forward and backward differ in contraction
 
 // Torch weights (out, in, kernel_h, kernel_w) to [in][kernel_h][slot][out, padded], the order in which spikes read them.
 template <class Real>
@@ -71,33 +72,46 @@ void from_channels_last(const Shape& shape, const Real* from, Real* to) {
   from_channels_last(shape, from, int64_t(shape.width) * shape.padded_channels(), to);
 }
 
-// Spikes of up to 32 steps of one sample: per step, position << 16 | channel in ascending order.
+// Codes of the neurons of a map: position << 16 | channel, `pitch` entries a position, of which the channels count.
+inline Buffer<uint32_t> neuron_codes(const Shape& shape, int pitch) {
+  const int64_t n = int64_t(shape.positions()) * pitch;
+  Buffer<uint32_t> codes;
+  codes.allocate_zero(n + kBlock);
+  for (int p = 0; p < shape.positions(); ++p)
+    for (int c = 0; c < shape.channels; ++c) codes[int64_t(p) * pitch + c] = uint32_t(p) << 16 | uint32_t(c);
+  return codes;
+}
+
+inline int event_position(uint32_t code) { return int(code >> 16); }
+inline int event_channel(uint32_t code) { return int(code & 0xffffu); }
+
+// Spikes of up to 32 steps of one sample: per step, the codes of the neurons that fired, ascending.
 struct Events {
   Buffer<uint32_t> codes;
   int64_t capacity = 0;
   int count[kWordSteps];
 
   void reserve(int64_t neurons) {
-    capacity = neurons;
-    codes.allocate(neurons * kWordSteps);
+    capacity = neurons + kBlock;  // room for append_codes to write past the end
+    codes.allocate(capacity * kWordSteps);
   }
   uint32_t* step(int q) { return codes.data() + q * capacity; }
   const uint32_t* step(int q) const { return codes.data() + q * capacity; }
   void clear() { std::fill(count, count + kWordSteps, 0); }
 };
 
-inline int event_position(uint32_t code) { return int(code >> 16); }
-inline int event_channel(uint32_t code) { return int(code & 0xffffu); }
-
-// Words of one sample (neurons channels last, unpadded) to events; steps past the end have no bits.
-inline void words_to_events(const Shape& shape, const int32_t* words, Events& events) {
+// Words of one sample, neurons channels last and unpadded, to events. `codes` are those of the unpadded neurons.
+inline void words_to_events(int64_t neurons, const int32_t* words, const uint32_t* codes, int steps, Events& events) {
   events.clear();
-  for (int p = 0; p < shape.positions(); ++p)
-    for (int c = 0; c < shape.channels; ++c)
-      for (uint32_t w = uint32_t(*words++); w; w &= w - 1) {
-        const int q = __builtin_ctz(w);
-        events.codes[q * events.capacity + events.count[q]++] = uint32_t(p) << 16 | uint32_t(c);
-      }
+  int64_t i = 0;
+  for (; i + kBlock <= neurons; i += kBlock)
+    for (int q = 0; q < steps; ++q)
+      events.count[q] += append_codes(codes + i, lanes_with_bit(words + i, q), events.step(q) + events.count[q]);
+  for (; i < neurons; ++i)
+    for (uint32_t w = uint32_t(words[i]); w; w &= w - 1) {
+      const int q = __builtin_ctz(w);
+      events.step(q)[events.count[q]++] = codes[i];
+    }
 }
 
 // to[i] += from[i], length a multiple of 16.
@@ -113,5 +127,6 @@ inline void add_scaled(Real* to, const Real* from, Real scale, int length) {
   for (int i = 0; i < length; i += S::lanes) S::store(to + i, S::load(to + i) + scale * S::load(from + i));
 }
 
+}  // namespace
 }  // namespace FASTLIF_ISA
 }  // namespace fastlif

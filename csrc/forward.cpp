@@ -79,6 +79,7 @@ struct LayerState {
   Buffer<Real> membrane, current, injected[2], best;
   Buffer<int32_t> words, best_step, counts;
   Events events;
+  Buffer<uint32_t> codes;
 };
 
 template <class Real, class Kept>
@@ -89,7 +90,10 @@ class ForwardWorker {
   ForwardWorker(const Problem& problem, const std::vector<SharedWeights<Real>>& weights)
       : problem_(problem), plan_(*problem.plan), weights_(weights), state_(plan_.layers.size()) {
     int64_t most_events = plan_.input_shape().size();
-    if (problem.input.kind == InputKind::bits) input_events_.reserve(most_events);
+    if (problem.input.kind == InputKind::bits) {
+      input_events_.reserve(most_events);
+      input_codes_ = neuron_codes(plan_.input_shape(), plan_.input_shape().channels);
+    }
     for (size_t l = 0; l < plan_.layers.size(); ++l) {
       const Layer& layer = plan_.layers[l];
       LayerState<Real>& s = state_[l];
@@ -98,6 +102,7 @@ class ForwardWorker {
       if (layer.kind == Kind::lif) {
         s.words.allocate(n), s.counts.allocate(n);
         s.events.reserve(layer.shape.size());
+        s.codes = neuron_codes(layer.shape, layer.shape.padded_channels());
         most_events = std::max(most_events, layer.shape.size());
       }
       if (layer.kind == Kind::readout_max) s.best.allocate(n), s.best_step.allocate(n);
@@ -111,8 +116,9 @@ class ForwardWorker {
       const int steps = int(std::min<int64_t>(kWordSteps, problem_.n_steps - word * kWordSteps));
       const Shape in = plan_.input_shape();
       if (problem_.input.kind == InputKind::bits)
-        words_to_events(in, static_cast<const int32_t*>(problem_.input.data) + (word * problem_.batch + b) * in.size(),
-                        input_events_);
+        words_to_events(in.size(),
+                        static_cast<const int32_t*>(problem_.input.data) + (word * problem_.batch + b) * in.size(),
+                        input_codes_.data(), steps, input_events_);
       for (size_t l = 0; l < plan_.layers.size(); ++l) {
         if (plan_.layers[l].kind == Kind::lif) state_[l].words.zero(), state_[l].events.clear();
         for (int q = 0; q < steps; ++q) run_step(l, b, word * kWordSteps + q, q);
@@ -153,7 +159,12 @@ class ForwardWorker {
   void run_step(size_t l, int64_t b, int64_t n, int q) {
     const Layer& layer = plan_.layers[l];
     if (layer.kind == Kind::lif) {
-      n == 0 ? advance_lif<true>(l, b, n, q) : advance_lif<false>(l, b, n, q);
+      // Training without bias and with whole blocks of channels is the common case: no tests inside its loop.
+      const bool plain = problem_.layers[l].kept && layer.detach_reset && !weights_[l].bias.size() &&
+                         layer.shape.channels % kBlock == 0;
+      n == 0  ? advance_lif<true, false>(l, b, n, q)
+      : plain ? advance_lif<false, true>(l, b, n, q)
+              : advance_lif<false, false>(l, b, n, q);
     } else if (layer.kind != Kind::current) {
       n == 0 ? advance_readout<true>(l, b, n) : advance_readout<false>(l, b, n);
     } else {
@@ -194,30 +205,30 @@ class ForwardWorker {
   }
 
   // Emits S[n], moves the current to I[n] and the membrane to U[n+1], leaves the bias in the injected current.
-  template <bool first>
+  template <bool first, bool plain>
   void advance_lif(size_t l, int64_t b, int64_t n, int q) {
     const Layer& layer = plan_.layers[l];
     LayerState<Real>& s = state_[l];
     const NeuronConstants<Real> k(layer);
     const Shape& shape = layer.shape;
     Real *membrane = s.membrane.data(), *current = s.current.data(), *into = injected(l, n);
-    const Real* bias = weights_[l].bias.size() ? weights_[l].bias.data() : nullptr;
+    const Real* bias = !plain && weights_[l].bias.size() ? weights_[l].bias.data() : nullptr;
     int32_t* words = s.words.data();
-    uint32_t* codes = s.events.step(q);
-    int n_events = 0;
+    const uint32_t* codes = s.codes.data();
+    uint32_t* events = s.events.step(q);
     Kept* kept = static_cast<Kept*>(problem_.layers[l].kept);
-    if (kept) kept += (b * problem_.kept_rows(layer) + n) * shape.size();
-    if (first && kept && !layer.detach_reset) {
-      keep_start(shape, membrane, k.threshold, kept);
-    }
-    if (kept && !layer.detach_reset) kept += shape.size();  // row n + 1 holds U[n+1] before the reset
+    const bool keeps = plain || kept;
+    if (keeps) kept += (b * problem_.kept_rows(layer) + n) * shape.size();
+    const bool keep_unreset = !plain && !layer.detach_reset;
+    if (first && keeps && keep_unreset) keep_start(shape, membrane, k.threshold, kept);
+    if (keeps && keep_unreset) kept += shape.size();  // row n + 1 holds U[n+1] before the reset
     const auto bit = typename S::words{} + int32_t(uint32_t(1) << q);
     const int channels = shape.padded_channels();
     for (int p = 0; p < shape.positions(); ++p)
       for (int c = 0; c < channels; c += kBlock) {
         unsigned fired = 0;
         alignas(64) Kept tail[kBlock];
-        const int valid = std::min(kBlock, shape.channels - c);
+        const int valid = plain ? kBlock : std::min(kBlock, shape.channels - c);
         Kept* keep = valid == kBlock ? kept : tail;
 #pragma GCC unroll 4
         for (int v = 0; v < kBlock; v += S::lanes) {
@@ -227,18 +238,18 @@ class ForwardWorker {
           S::store_words(words + v, S::load_words(words + v) | (S::narrow(spike) & bit));
           fired |= movemask(spike) << v;
           const auto charged = charged_membrane(k, u, i);
-          if (kept) store_kept(keep + v, (layer.detach_reset ? u : charged) - k.threshold);
+          if (keeps) store_kept(keep + v, (keep_unreset ? charged : u) - k.threshold);
           S::store(membrane + v, S::select(spike, typename S::vec{}, charged));
           S::store(current + v, i);
           S::store(into + v, bias ? S::load(bias + v) : typename S::vec{});
         }
-        if (kept && valid < kBlock) std::copy(tail, tail + valid, kept);
-        for (; fired; fired &= fired - 1) codes[n_events++] = uint32_t(p) << 16 | uint32_t(c + __builtin_ctz(fired));
-        membrane += kBlock, current += kBlock, into += kBlock, words += kBlock;
+        if (keeps && valid < kBlock) std::copy(tail, tail + valid, kept);
+        events += append_codes(codes, fired, events);
+        membrane += kBlock, current += kBlock, into += kBlock, words += kBlock, codes += kBlock;
         if (bias) bias += kBlock;
-        if (kept) kept += valid;
+        if (keeps) kept += valid;
       }
-    s.events.count[q] = n_events;
+    s.events.count[q] = int(events - s.events.step(q));
   }
 
   void keep_start(const Shape& shape, const Real* membrane, Real threshold, Kept* kept) {
@@ -332,6 +343,7 @@ class ForwardWorker {
   const std::vector<SharedWeights<Real>>& weights_;
   std::vector<LayerState<Real>> state_;
   Events input_events_;
+  Buffer<uint32_t> input_codes_;
   Buffer<const Real*> rows_;
 };
 

@@ -11,6 +11,7 @@
 
 namespace fastlif {
 namespace FASTLIF_ISA {
+namespace {  // a copy for each source file: forward and backward differ in contraction
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64, kRegisters = 32;
@@ -74,6 +75,29 @@ inline Simd<float>::vec reciprocal(Simd<float>::vec v) {
 }
 inline Simd<double>::vec reciprocal(Simd<double>::vec v) { return 1.0 / v; }
 
+// Appends codes[i] for every set bit i of a mask of 16 lanes; may write 16 entries past `to`. Returns how many.
+inline int append_codes(const uint32_t* codes, unsigned mask, uint32_t* to) {
+#if defined(__AVX512F__)
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(mask), _mm512_loadu_si512(codes)));
+  return __builtin_popcount(mask);
+#else
+  int n = 0;
+  for (; mask; mask &= mask - 1) to[n++] = codes[__builtin_ctz(mask)];
+  return n;
+#endif
+}
+
+// Lanes of 16 words in which this bit is set.
+inline unsigned lanes_with_bit(const int32_t* words, int bit) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(int32_t(uint32_t(1) << bit)));
+#else
+  unsigned mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= (uint32_t(words[i]) >> bit & 1) << i;
+  return mask;
+#endif
+}
+
 // The kept distance to threshold: float16, float32 or float64.
 struct Half {
   uint16_t bits;
@@ -126,5 +150,6 @@ class FlushSubnormals {
 #endif
 };
 
+}  // namespace
 }  // namespace FASTLIF_ISA
 }  // namespace fastlif

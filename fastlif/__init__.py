@@ -1,1 +1,50 @@
-"""Fast, lean training of spiking neural networks on PyTorch."""
+"""Fast, lean training of spiking neural networks on PyTorch.
+
+Layers of current-based leaky integrate-and-fire neurons as torch modules (`LIFLinear`,
+`LIFConv1d`, ...), run over time in fused kernels and trained through surrogate gradients; their
+start in the fluctuation-driven regime (`fastlif.init`); losses, the SMORMS3 optimizer, data and
+presets of Rossbroich, Gygax and Zenke (2022).
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastlif import init, losses, ops, optim
+from fastlif.backends import Backend, backends
+from fastlif.layers import (
+    LIF,
+    LIFConv1d,
+    LIFConv2d,
+    LIFLinear,
+    LIFOutput,
+    LIReadout,
+    Sequential,
+    StackOutput,
+)
+from fastlif.ops import LIFState
+from fastlif.spikes import PackedSpikes
+
+try:
+    __version__ = version("fastlif")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "LIF",
+    "Backend",
+    "LIFConv1d",
+    "LIFConv2d",
+    "LIFLinear",
+    "LIFOutput",
+    "LIFState",
+    "LIReadout",
+    "PackedSpikes",
+    "Sequential",
+    "StackOutput",
+    "backends",
+    "init",
+    "losses",
+    "ops",
+    "optim",
+]

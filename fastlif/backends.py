@@ -9,7 +9,7 @@ from fastlif import extension
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run the operations: its name, whether it can be used here, and details or a reason."""
+    """A way to run the operations, whether it can be used here, and details or the reason."""
 
     name: str
     available: bool

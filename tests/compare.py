@@ -46,7 +46,9 @@ def loss(result: StackResult) -> Tensor:
     return total
 
 
-def spikes_of_layers(case: Stack, input: Tensor, tensors: list, backend: str | None) -> list[Tensor]:
+def spikes_of_layers(
+    case: Stack, input: Tensor, tensors: list, backend: str | None
+) -> list[Tensor]:
     """The spikes of every spiking layer, by running the stack up to it."""
     spikes = []
     with torch.no_grad():
@@ -58,7 +60,12 @@ def spikes_of_layers(case: Stack, input: Tensor, tensors: list, backend: str | N
 
 
 def replay(
-    case: Stack, dtype: torch.dtype, *, exact: bool = False, state: bool = True, backend: str | None = None
+    case: Stack,
+    dtype: torch.dtype,
+    *,
+    exact: bool = False,
+    state: bool = True,
+    backend: str | None = None,
 ) -> Comparison:
     """Run a case on a backend and on the float64 reference that replays its spikes."""
     tensors = layer_tensors(case, dtype, dtype, state=state)

@@ -31,7 +31,11 @@ def run(case, samples=slice(None), *, threads=2, dtype=torch.float32, packed=Fal
         (result.output.sum() + sum(c.pow(2).sum() for c in result.spike_counts)).backward()
     finally:
         torch.set_num_threads(before)
-    forward = [result.output, *result.spike_counts, *(s for state in result.states for s in state[:2])]
+    forward = [
+        result.output,
+        *result.spike_counts,
+        *(s for state in result.states for s in state[:2]),
+    ]
     grads = {name: leaf.grad for name, leaf in named_leaves(tensors).items()}
     return [t.detach() for t in forward], input.grad, grads
 
@@ -55,9 +59,7 @@ def test_any_split_of_the_batch(case, binary):
     whole = run(stack)
     batch = stack.input.shape[1]
     for cuts in ([0, 1, batch], [0, batch // 2, batch]):
-        parts = [
-            run(stack, slice(a, b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if a < b
-        ]
+        parts = [run(stack, slice(a, b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if a < b]
         assert torch.equal(torch.cat([p[0][0] for p in parts]), whole[0][0])
         assert torch.equal(torch.cat([p[1] for p in parts], dim=1), whole[1])
 
@@ -75,7 +77,10 @@ def test_packed_input_equals_dense(case):
 @pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.name)
 def test_chunks_of_a_sequence(case, cuts, delay):
     stack = build(case, delay=delay)
-    plans, parameters = stack.plans[:-1], layer_tensors(stack, torch.float32, torch.float32, state=False)[:-1]
+    plans, parameters = (
+        stack.plans[:-1],
+        layer_tensors(stack, torch.float32, torch.float32, state=False)[:-1],
+    )
     input = stack.input.float()
     whole = ops.stack(input, plans, parameters)
     states = [None] * len(plans)
@@ -107,7 +112,9 @@ def test_gradients_through_chunks_equal_the_whole():
             scores.append(part.output)
         weights = torch.linspace(-1, 1, 70, dtype=torch.float64).view(-1, 1, 1)
         (torch.cat(scores) * weights).sum().backward()
-        grads.append([t.weight.grad for t in tensors[:-1]] + [t.recurrent_weight.grad for t in tensors[:-1]])
+        grads.append(
+            [t.weight.grad for t in tensors[:-1]] + [t.recurrent_weight.grad for t in tensors[:-1]]
+        )
     for a, b in zip(*grads, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 

@@ -62,7 +62,7 @@ def model() -> torch.nn.Module:
     )
 
 
-@pytest.mark.parametrize("dynamic", [False, None])
+@pytest.mark.parametrize("dynamic", [False, None, True])
 def test_compile(dynamic):
     network = model()
     compiled = torch.compile(network, fullgraph=True, dynamic=dynamic, backend="aot_eager")

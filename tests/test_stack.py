@@ -145,7 +145,10 @@ def test_readout_from_a_current(reduction, delay, features):
     for backend in (None, "reference"):
         current = drive(40, 3, *features).requires_grad_()
         start = LIFState(
-            *(drive(3, *features).mul(scale).requires_grad_() for scale in (0.01, 0.1, 0.2)[: 2 + delay])
+            *(
+                drive(3, *features).mul(scale).requires_grad_()
+                for scale in (0.01, 0.1, 0.2)[: 2 + delay]
+            )
         )
         result = ops.readout(
             current, decay_mem=0.97, decay_syn=DECAY_SYN, reduction=reduction, delay=delay,
@@ -193,14 +196,19 @@ def test_synapses(kind, binary):
         "conv1d": ((33, 3, 4, 20), (18, 4, 5)),
         "conv2d": ((5, 3, 4, 9, 8), (18, 4, 3, 2)),
     }[kind]
-    options = {"linear": {}, "conv1d": {"stride": 2, "padding": 1}, "conv2d": {"padding": (1, 0)}}[kind]
+    options = {"linear": {}, "conv1d": {"stride": 2, "padding": 1}, "conv2d": {"padding": (1, 0)}}[
+        kind
+    ]
     spikes = (drive(*shape) > 2.5).double()
     assert 0.01 < spikes.mean() < 0.5
     input = spikes if binary else spikes * drive(*shape)
     grads, outputs = [], []
     for ours in (True, False):
         x = input.clone().requires_grad_()
-        weight, bias = drive(*weight_shape).requires_grad_(), drive(weight_shape[0]).requires_grad_()
+        weight, bias = (
+            drive(*weight_shape).requires_grad_(),
+            drive(weight_shape[0]).requires_grad_(),
+        )
         if ours:
             out = getattr(ops, kind)(x, weight, bias, **options)
         else:

@@ -25,6 +25,7 @@ from fastlif.ops.plan import (
     readout_kind,
     surrogate_scale,
 )
+from fastlif.ops.registration import run_stack
 from fastlif.spikes import PackedSpikes
 
 __all__ = [
@@ -65,8 +66,6 @@ def stack(
             assert weight is not None  # checked: packed spikes pass through a synapse
             input = input.unpack(weight.dtype)
         return reference.stack(input, plans, tensors)
-    from fastlif.ops.registration import run_stack
-
     return run_stack(input, plans, tensors, exact_membrane=exact_membrane, backend=backend)
 
 

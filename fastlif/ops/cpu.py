@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -54,13 +53,12 @@ def _input_kind(shapes: StackShapes, is_binary: bool) -> int:
 
 
 def _input_fields(kind: int, input: Tensor, words: Tensor) -> dict[str, int]:
-    if kind == BITS:
-        return {"input_kind": kind, "input": words.data_ptr(), "time_stride": 0, "batch_stride": 0}
+    dense = kind != BITS and input.numel() > 0  # a current is not read again in backward
     return {
         "input_kind": kind,
-        "input": input.data_ptr(),
-        "time_stride": input.stride(0),
-        "batch_stride": input.stride(1),
+        "input": input.data_ptr() if dense else _address(words),
+        "time_stride": input.stride(0) if dense else 0,
+        "batch_stride": input.stride(1) if dense else 0,
     }
 
 
@@ -76,7 +74,11 @@ def _pointers(tensors: Sequence[Tensor]) -> list[Any]:
         p = extension.load().LayerPointers()
         p.weight, p.bias = _address(weight), _address(bias)
         p.recurrent_weight = _address(recurrent_weight)
-        p.membrane0, p.current0, p.pending0 = _address(membrane), _address(current), _address(pending)
+        p.membrane0, p.current0, p.pending0 = (
+            _address(membrane),
+            _address(current),
+            _address(pending),
+        )
         layers.append(p)
     return layers
 
@@ -160,7 +162,9 @@ def backward(
     words = input.contiguous() if input.dtype == torch.int32 else saved.input_words
     if kind == VALUES:
         input = _with_contiguous_features(input)
-    fields = _input_fields(kind, input, words) if kind != CURRENT else _input_fields(BITS, input, words)
+    fields = (
+        _input_fields(kind, input, words) if kind != CURRENT else _input_fields(BITS, input, words)
+    )
     fields["input_kind"] = kind
     grads = [
         _empty(shape if needed else (0,), dtype)
@@ -183,7 +187,7 @@ def backward(
         best_step=_address(saved.best_step),
         grad_output=_address(grad_output),
         grad_input=_address(grads[0]),
-        **fields,
+        **_input_fields(kind, input, words),
     )
     problem.backward(_precision(dtype, exact))
     return grads

@@ -212,7 +212,7 @@ class LayerPlan:
                 raise ValueError(f"{name} must be finite, >= 0 and < 1, got {value}")
         for name in ("threshold", "surrogate_slope", "surrogate_scale"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0.0):
+            if not 0.0 < value < math.inf:
                 raise ValueError(f"{name} must be finite and > 0, got {value}")
         if not isinstance(self.detach_reset, bool):
             raise ValueError(f"detach_reset must be True or False, got {self.detach_reset!r}")

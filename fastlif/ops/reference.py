@@ -149,7 +149,7 @@ def _scan(
     state = tensors.state or LIFState()
     membrane, current, pending = (silent if x is None else x for x in state)
     membranes, emitted = [], []
-    forced = [None] * len(signal) if replay is None else replay.unbind(0)
+    forced = [None] * len(signal) if replay is None else replay.detach().unbind(0)
     for spikes_in, forced_spikes in zip(signal.unbind(0), forced, strict=True):
         if plan.kind != "lif" or (not spiking and forced_spikes is None):
             spikes = silent

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,14 +29,11 @@ from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, StackResult, enc
 from fastlif.spikes import PackedSpikes
 
 _library = torch.library.Library("fastlif", "DEF")
-_library.define(
-    "stack_forward(Tensor input, Tensor[] tensors, int[] ints, float[] floats, SymInt[] input_shape, "
-    "ScalarType dtype, bool exact, bool keep) -> Tensor[]"
-)
+_PROBLEM = "int[] ints, float[] floats, SymInt[] input_shape, ScalarType dtype, bool exact"
+_library.define(f"stack_forward(Tensor input, Tensor[] tensors, {_PROBLEM}, bool keep) -> Tensor[]")
 _library.define(
     "stack_backward(Tensor grad_output, Tensor[] grad_layers, Tensor input, Tensor[] tensors, "
-    "Tensor[] saved, int[] ints, float[] floats, SymInt[] input_shape, ScalarType dtype, bool exact, "
-    "bool[] needs) -> Tensor[]"
+    f"Tensor[] saved, {_PROBLEM}, bool[] needs) -> Tensor[]"
 )
 
 
@@ -47,15 +45,34 @@ def _shapes(
 
 
 @torch.library.impl(_library, "stack_forward", "CPU")
-def _forward_cpu(input, tensors, ints, floats, input_shape, dtype, exact, keep):  # noqa: ANN001, ANN202
+def _forward_cpu(
+    input: Tensor,
+    tensors: Sequence[Tensor],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    input_shape: Sequence[int],
+    dtype: torch.dtype,
+    exact: bool,
+    keep: bool,
+) -> list[Tensor]:
     shapes = _shapes(ints, floats, input_shape, dtype)
     return cpu.forward(input, tensors, shapes, exact=exact, keep=keep).flat()
 
 
 @torch.library.impl(_library, "stack_backward", "CPU")
-def _backward_cpu(  # noqa: ANN202
-    grad_output, grad_layers, input, tensors, saved, ints, floats, input_shape, dtype, exact, needs  # noqa: ANN001
-):
+def _backward_cpu(
+    grad_output: Tensor,
+    grad_layers: Sequence[Tensor],
+    input: Tensor,
+    tensors: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    input_shape: Sequence[int],
+    dtype: torch.dtype,
+    exact: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
     return cpu.backward(
         grad_output,
         grad_layers,
@@ -69,7 +86,16 @@ def _backward_cpu(  # noqa: ANN202
 
 
 @torch.library.register_fake("fastlif::stack_forward", lib=_library)
-def _forward_fake(input, tensors, ints, floats, input_shape, dtype, exact, keep):  # noqa: ANN001, ANN202
+def _forward_fake(
+    input: Tensor,
+    tensors: Sequence[Tensor],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    input_shape: Sequence[int],
+    dtype: torch.dtype,
+    exact: bool,
+    keep: bool,
+) -> list[Tensor]:
     shapes = _shapes(ints, floats, input_shape, dtype)
 
     def empty(shape: Sequence[int], kind: torch.dtype = dtype) -> Tensor:
@@ -96,9 +122,19 @@ def _forward_fake(input, tensors, ints, floats, input_shape, dtype, exact, keep)
 
 
 @torch.library.register_fake("fastlif::stack_backward", lib=_library)
-def _backward_fake(  # noqa: ANN202
-    grad_output, grad_layers, input, tensors, saved, ints, floats, input_shape, dtype, exact, needs  # noqa: ANN001
-):
+def _backward_fake(
+    grad_output: Tensor,
+    grad_layers: Sequence[Tensor],
+    input: Tensor,
+    tensors: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    input_shape: Sequence[int],
+    dtype: torch.dtype,
+    exact: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
     shapes = (tuple(input_shape), *(t.shape for t in tensors))
     return [
         input.new_empty(tuple(shape) if needed else (0,), dtype=dtype)
@@ -106,11 +142,17 @@ def _backward_fake(  # noqa: ANN202
     ]
 
 
+# ints, floats, input_shape, dtype, exact
+_Options = tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...], torch.dtype, bool]
+
+
 class _Stack(torch.autograd.Function):
-    """stack_forward, differentiable. `options` is (ints, floats, input_shape, dtype, exact)."""
+    """stack_forward, differentiable."""
 
     @staticmethod
-    def forward(options, keep, input, *tensors):  # noqa: ANN001, ANN205
+    def forward(
+        options: _Options, keep: bool, input: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ints, floats, input_shape, dtype, exact = options
         return tuple(
             torch.ops.fastlif.stack_forward(
@@ -119,7 +161,7 @@ class _Stack(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # noqa: ANN001
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         options, _, input, *tensors = inputs
         outputs = StackOutputs.grouped(output)
         saved = Saved(
@@ -141,7 +183,7 @@ class _Stack(torch.autograd.Function):
         ctx.save_for_backward(input, *tensors, *saved)
 
     @staticmethod
-    def backward(ctx, *grads):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         input, *rest = ctx.saved_tensors
         tensors, saved = rest[: ctx.n_tensors], rest[ctx.n_tensors :]
         ints, floats, input_shape, dtype, exact = ctx.options
@@ -189,15 +231,19 @@ def run_stack(
             f"no fastlif kernels for a tensor on {input.device} (backend {backend!r}): "
             "move it to cpu, or use backend='reference'"
         )
-    extension.load()
+    if not torch.compiler.is_compiling():  # while tracing, the operation itself will say so
+        extension.load()
     flat_input = input.words if isinstance(input, PackedSpikes) else input
     flat = [t for layer in tensors for t in _flat_tensors(layer, flat_input)]
     dtype = _dtype(input, tensors)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (flat_input, *flat))
-    options = (*_encoded(tuple(plans)), tuple(input.shape), dtype, exact_membrane)
+    code = encode(plans) if torch.compiler.is_compiling() else _encoded(tuple(plans))
+    options = (*code, tuple(input.shape), dtype, exact_membrane)
     outputs = StackOutputs.grouped(_Stack.apply(options, keep, flat_input, *flat))
     counts = tuple(
-        layer.counts for layer, plan in zip(outputs.layers, plans, strict=True) if plan.kind == "lif"
+        layer.counts
+        for layer, plan in zip(outputs.layers, plans, strict=True)
+        if plan.kind == "lif"
     )
     states = tuple(
         LIFState()

@@ -1,0 +1,449 @@
+// The backward pass of a block of samples: state, and the loops over slices, layers and steps.
+//
+// Names: J[n] is the current injected at step n; its gradient is dL/dI[n+1] (n+2 with delay). Steps inside a slice are
+// counted by q, samples inside a block by r.
+#pragma once
+
+#include "block.h"
+#include "lif_step.h"
+#include "matmul.h"
+#include "weight_gradient.h"
+
+namespace fastlif {
+namespace FASTLIF_ISA {
+namespace {  // a copy for each source file: forward and backward differ in contraction
+
+template <class Real>
+struct TransposedWeights {
+  Buffer<Real> feedforward, recurrence;
+};
+
+// Weight gradients of one group of samples, in the packed order of the weights. Which samples form a group depends on
+// the problem alone, and groups are added in order: the sum is the same for any number of threads.
+template <class Real>
+struct Partial {
+  Buffer<Real> feedforward, recurrence, bias;
+};
+
+struct Blocking {
+  int samples, steps;   // of a block and of a slice
+  int64_t group;        // samples whose weight gradients are summed in one place
+};
+
+template <class Real>
+struct LayerState {
+  // Per sample of the block, one after the other.
+  Buffer<Real> grad_membrane, grad_current, grad_counts, next_charged;
+  Buffer<Real> grad_injected;  // with halo: dL/dJ of the step before the slice in hand, dL/dI[n+1] (delayed: n+2)
+  Buffer<Real> grad_spikes;   // [sample][step of the slice][neuron, padded]: dL/dS, or dL/dU of a readout
+  Buffer<Real> grad_currents; // [sample][step of the slice][neuron with halo]: dL/dJ
+  Buffer<int32_t> best_step;
+};
+
+template <class Real, class Kept>
+class BackwardWorker {
+  using S = Simd<Real>;
+
+ public:
+  BackwardWorker(const Problem& problem, const Blocking& blocking, const std::vector<TransposedWeights<Real>>& weights,
+                 std::vector<std::vector<Partial<Real>>>& partials)
+      : problem_(problem), plan_(*problem.plan), blocking_(blocking), weights_(weights), partials_(partials),
+        state_(plan_.layers.size()) {
+    const int64_t rows = int64_t(blocking.samples) * blocking.steps;
+    int most_channels = 0;
+    int64_t most_currents = 0;
+    for (size_t l = 0; l < plan_.layers.size(); ++l) {
+      const Layer& layer = plan_.layers[l];
+      LayerState<Real>& s = state_[l];
+      const int64_t n = blocking.samples * layer.shape.padded_size();
+      s.grad_membrane.allocate(n), s.grad_current.allocate(n), s.grad_counts.allocate(n);
+      s.grad_injected.allocate_zero(blocking.samples * layer.halo_size());
+      most_currents = std::max(most_currents, layer.halo_size());
+      most_channels = std::max({most_channels, layer.shape.channels, layer.feedforward.in.channels});
+      if (!layer.detach_reset) s.next_charged.allocate(n);
+      if (layer.kind == Kind::readout_max) s.best_step.allocate(n);
+      s.grad_spikes.allocate_zero(rows * layer.shape.padded_size());
+      s.grad_currents.allocate_zero(rows * layer.halo_size());  // the halo stays zero
+    }
+    if (problem.grad_input && plan_.layers[0].has_feedforward)
+      input_rows_.allocate_zero(rows * plan_.input_shape().padded_size());
+    active_.allocate(most_channels);
+    transposed_.allocate(most_currents * kWordSteps);
+    const int most_padded = padded(most_channels);
+    kept_.allocate_zero(most_padded), words_.allocate_zero(most_padded), words_before_.allocate_zero(most_padded);
+  }
+
+  void operator()(int64_t group) {
+    for (size_t l = 0; l < plan_.layers.size(); ++l) start_group(l, group);
+    const int64_t first = group * blocking_.group, last = std::min(problem_.batch, first + blocking_.group);
+    for (int64_t b = first; b < last; b += blocking_.samples) {
+      first_sample_ = b;
+      samples_ = int(std::min<int64_t>(blocking_.samples, last - b));
+      run_block(group);
+    }
+  }
+
+ private:
+  const Real* sample(const void* tensor, const Shape& shape, int64_t b) const {
+    return static_cast<const Real*>(tensor) + b * shape.size();
+  }
+  Real* sample(void* tensor, const Shape& shape, int64_t b) const {
+    return static_cast<Real*>(tensor) + b * shape.size();
+  }
+
+  void start_group(size_t l, int64_t group) {
+    const Layer& layer = plan_.layers[l];
+    const LayerPointers& p = problem_.layers[l];
+    Partial<Real>& partial = partials_[l][group];
+    if (p.grad_weight) partial.feedforward.allocate_zero(layer.feedforward.packed_size());
+    if (p.grad_recurrent_weight) partial.recurrence.allocate_zero(layer.recurrence.packed_size());
+    if (p.grad_bias) partial.bias.allocate_zero(layer.shape.padded_channels());
+  }
+
+  void run_block(int64_t group) {
+    for (size_t l = 0; l < plan_.layers.size(); ++l) start_block(l);
+    for (int64_t word = problem_.words() - 1; word >= 0; --word) {
+      const int in_word = int(std::min<int64_t>(kWordSteps, problem_.n_steps - word * kWordSteps));
+      for (int first = (in_word - 1) / blocking_.steps * blocking_.steps; first >= 0; first -= blocking_.steps) {
+        word_ = word, first_ = first;
+        steps_ = std::min(blocking_.steps, in_word - first);
+        for (size_t l = plan_.layers.size(); l-- > 0;) run_slice(l, group);
+      }
+    }
+    for (size_t l = 0; l < plan_.layers.size(); ++l) finish_block(l);
+  }
+
+  // Loads per-sample gradients or zero, channels last.
+  void load_samples(const void* tensor, const Shape& shape, Buffer<Real>& to) {
+    to.zero();
+    if (!tensor) return;
+    for (int r = 0; r < samples_; ++r)
+      to_channels_last(shape, sample(tensor, shape, first_sample_ + r), to.data() + r * shape.padded_size());
+  }
+
+  void start_block(size_t l) {
+    const Layer& layer = plan_.layers[l];
+    const LayerPointers& p = problem_.layers[l];
+    LayerState<Real>& s = state_[l];
+    load_samples(p.grad_membrane, layer.shape, s.grad_membrane);
+    load_samples(p.grad_current, layer.shape, s.grad_current);
+    load_samples(p.grad_counts, layer.shape, s.grad_counts);
+    Buffer<Real> pending(layer.delay ? s.grad_current.size() : 0);
+    if (layer.delay) load_samples(p.grad_pending, layer.shape, pending);
+    for (int r = 0; r < samples_; ++r)
+      copy_to_halo(layer, (layer.delay ? pending : s.grad_current).data() + r * layer.shape.padded_size(),
+                   s.grad_injected.data() + r * layer.halo_size());
+    if (layer.kind == Kind::lif && !layer.detach_reset) {
+      const NeuronConstants<Real> k(layer);
+      for (int r = 0; r < samples_; ++r)
+        load_kept_row(layer, kept_row(l, r, problem_.n_steps), k.threshold,
+                      s.next_charged.data() + r * layer.shape.padded_size());
+    }
+    if (layer.kind == Kind::readout_max) {
+      // The gradient of a score enters at one step: kept in grad_counts until then.
+      load_samples(problem_.grad_output, layer.shape, s.grad_counts);
+      s.best_step.zero();
+      for (int r = 0; r < samples_; ++r)
+        to_channels_last(layer.shape, problem_.best_step + (first_sample_ + r) * layer.shape.size(),
+                         s.best_step.data() + r * layer.shape.padded_size());
+    }
+  }
+
+  const Kept* kept_row(size_t l, int r, int64_t n) const {
+    const Layer& layer = plan_.layers[l];
+    return static_cast<const Kept*>(problem_.layers[l].kept) +
+           ((first_sample_ + r) * problem_.kept_rows(layer) + n) * layer.shape.size();
+  }
+
+  void load_kept_row(const Layer& layer, const Kept* kept, Real threshold, Real* to) {
+    for (int p = 0; p < layer.shape.positions(); ++p)
+      for (int c = 0; c < layer.shape.padded_channels(); c += kBlock) {
+        const int valid = std::min(kBlock, layer.shape.channels - c);
+        alignas(64) Kept block[kBlock] = {};
+        std::copy(kept, kept + valid, block);
+        for (int v = 0; v < kBlock; v += S::lanes) S::store(to + v, load_kept(block + v) + threshold);
+        kept += valid, to += kBlock;
+      }
+  }
+
+  Real* spike_row(size_t l, int r, int q) {
+    return state_[l].grad_spikes.data() + (int64_t(r) * blocking_.steps + q) * plan_.layers[l].shape.padded_size();
+  }
+  Real* current_row(size_t l, int r, int q) {
+    return state_[l].grad_currents.data() + (int64_t(r) * blocking_.steps + q) * plan_.layers[l].halo_size();
+  }
+
+  Real* injected_row(size_t l, int r) { return state_[l].grad_injected.data() + r * plan_.layers[l].halo_size(); }
+  // Where dL/dJ of the step before goes: the row of that step, or past the slice.
+  Real* row_before(size_t l, int r, int q) { return q > 0 ? current_row(l, r, q - 1) : injected_row(l, r); }
+
+  void run_slice(size_t l, int64_t group) {
+    const Layer& layer = plan_.layers[l];
+    if (l + 1 == plan_.layers.size() && layer.kind != Kind::readout_max) load_output_gradient(l);
+    if (layer.kind == Kind::current) {
+      for (int r = 0; r < samples_; ++r)
+        for (int q = 0; q < steps_; ++q)
+          copy_to_halo(layer, spike_row(l, r, q), current_row(l, r, q));
+    } else {
+      for (int r = 0; r < samples_; ++r)
+        std::copy_n(injected_row(l, r), layer.halo_size(), current_row(l, r, steps_ - 1));
+      for (int q = steps_ - 1; q >= 0; --q) {
+        if (layer.recurrent) add_recurrent_gradient(l, q);
+        for (int r = 0; r < samples_; ++r) retreat(l, r, q);
+      }
+    }
+    add_weight_gradients(l, group);
+    if (l > 0)
+      input_gradient(l, state_[l - 1].grad_spikes.data());
+    else if (problem_.grad_input)
+      finish_input_gradient();
+  }
+
+  // The gradient of the last layer's output, into the rows its gradient of spikes stands in.
+  void load_output_gradient(size_t l) {
+    const Shape& shape = plan_.layers[l].shape;
+    for (int r = 0; r < samples_; ++r)
+      for (int q = 0; q < steps_; ++q) {
+        Real* to = spike_row(l, r, q);
+        if (problem_.grad_output)
+          to_channels_last(shape, sample(problem_.grad_output, shape,
+                                         (word_ * kWordSteps + first_ + q) * problem_.batch + first_sample_ + r), to);
+        else
+          std::fill(to, to + shape.padded_size(), Real(0));
+      }
+  }
+
+  void copy_to_halo(const Layer& layer, const Real* from, Real* to) {
+    const int row = layer.shape.width * layer.shape.padded_channels();
+    to += layer.halo() * layer.shape.padded_channels();
+    for (int y = 0; y < layer.shape.height; ++y) std::copy(from + y * row, from + (y + 1) * row, to + y * layer.halo_row());
+  }
+
+  // grad_spikes += V^T grad_currents at one step: rows are the samples, or the positions along a row of the map.
+  void add_recurrent_gradient(size_t l, int q) {
+    const Connection& c = plan_.layers[l].recurrence;
+    Product<Real> p{current_row(l, 0, q), 0, nullptr, 0, weights_[l].recurrence.data(), c.in.padded_channels(),
+                    spike_row(l, 0, q), 0, true};
+    if (c.in.positions() == 1) {
+      p.in_pitch = blocking_.steps * plan_.layers[l].halo_size();
+      p.out_pitch = blocking_.steps * plan_.layers[l].shape.padded_size();
+      p.segments = c.row_targets.data(), p.n_segments = 1;
+      product<InLayout::strided>(p, samples_);
+      return;
+    }
+    p.in_pitch = p.out_pitch = c.in.padded_channels();
+    for (int r = 0; r < samples_; ++r)
+      for (int y = 0; y < c.in.height; ++y) {
+        p.in = current_row(l, r, q);
+        p.out = spike_row(l, r, q) + int64_t(y) * c.in.width * c.in.padded_channels();
+        p.segments = c.row_targets.data() + c.first_row_target[y];
+        p.n_segments = c.first_row_target[y + 1] - c.first_row_target[y];
+        p.in_pitch == kBlock ? product<InLayout::block>(p, c.in.width) : product<InLayout::strided>(p, c.in.width);
+      }
+  }
+
+  // From the gradients at n + 1 to those at n (see lif_step.h); also leaves dL/dJ[n-1] in the row of the step before.
+  void retreat(size_t l, int r, int q) {
+    const Layer& layer = plan_.layers[l];
+    if (layer.kind != Kind::lif) return retreat_readout(l, r, q);
+    if (layer.detach_reset)
+      layer.delay ? retreat_lif<true, true>(l, r, q) : retreat_lif<true, false>(l, r, q);
+    else
+      layer.delay ? retreat_lif<false, true>(l, r, q) : retreat_lif<false, false>(l, r, q);
+  }
+
+  // Neighbouring neurons of one sample at one step.
+  struct Run {
+    Real *grad_membrane, *grad_current, *next_charged, *grad_before;
+    const Real *grad_spikes, *grad_counts;
+    const Kept* kept;
+    const int32_t *words, *words_before;  // spikes at this step, and at the step before
+  };
+
+  template <bool detach, bool delayed>
+  void retreat_lif(size_t l, int r, int q) {
+    const Layer& layer = plan_.layers[l];
+    LayerState<Real>& s = state_[l];
+    const Shape& shape = layer.shape;
+    const int64_t at = r * shape.padded_size(), n = word_ * kWordSteps + first_ + q;
+    const int64_t word_pitch = problem_.batch * shape.size();
+    const int bit = first_ + q, channels = shape.padded_channels();
+    const int32_t* words = problem_.layers[l].words + word_ * word_pitch + (first_sample_ + r) * shape.size();
+    // Was the neuron reset on the way to this step? Then its membrane is 0, not what was charged.
+    const int32_t* words_before = n == 0 ? nullptr : bit > 0 ? words : words - word_pitch;
+    Run run{s.grad_membrane.data() + at, s.grad_current.data() + at, detach ? nullptr : s.next_charged.data() + at,
+            row_before(l, r, q) + layer.halo() * channels, spike_row(l, r, q), s.grad_counts.data() + at,
+            kept_row(l, r, n), words, words_before};
+    const bool whole = shape.channels == channels;
+    const int length = whole ? shape.width * channels : channels;
+    for (int y = 0; y < shape.height; ++y) {
+      Real* const row_start = run.grad_before;
+      for (int x = 0; x < shape.width; x += length / channels) {
+        if (whole) {
+          retreat_run<detach, delayed>(layer, run, length, bit);
+        } else {
+          Run padded = run;  // the pads of these copies stay zero
+          padded.kept = std::copy_n(run.kept, shape.channels, kept_.data()) - shape.channels;
+          padded.words = std::copy_n(run.words, shape.channels, words_.data()) - shape.channels;
+          if (!detach && run.words_before)
+            padded.words_before = std::copy_n(run.words_before, shape.channels, words_before_.data()) - shape.channels;
+          retreat_run<detach, delayed>(layer, padded, length, bit);
+        }
+        run.grad_membrane += length, run.grad_current += length, run.grad_before += length;
+        run.grad_spikes += length, run.grad_counts += length;
+        if (!detach) run.next_charged += length;
+        const int advance = whole ? length : shape.channels;
+        run.kept += advance, run.words += advance;
+        if (run.words_before) run.words_before += advance;
+      }
+      run.grad_before = row_start + layer.halo_row();
+    }
+  }
+
+  template <bool detach, bool delayed>
+  static void retreat_run(const Layer& layer, const Run& run, int length, int bit) {
+    const NeuronConstants<Real> k(layer);
+    const int bit_before = bit > 0 ? bit - 1 : kWordSteps - 1;
+    const int64_t ahead = 2 * layer.shape.size();  // kept values come from memory, in descending steps
+    for (int v = 0; v < length; v += S::lanes) {
+      __builtin_prefetch(run.kept + v - ahead);
+      const auto spike = S::widen((S::load_words(run.words + v) >> bit & 1) != 0);
+      auto grad_spike = S::load(run.grad_spikes + v) + S::load(run.grad_counts + v);
+      auto distance = load_kept(run.kept + v);
+      const auto grad_next = S::load(run.grad_membrane + v);
+      if (!detach) {
+        grad_spike -= S::load(run.next_charged + v) * grad_next;
+        S::store(run.next_charged + v, distance + k.threshold);
+        if (run.words_before)
+          distance = S::select(S::widen((S::load_words(run.words_before + v) >> bit_before & 1) != 0),
+                               S::all(-k.threshold), distance);
+      }
+      const auto unreset = S::select(spike, typename S::vec{}, grad_next);
+      const auto surrogate = k.scale * reciprocal(surrogate_denominator(k, absolute(distance)));
+      S::store(run.grad_membrane + v, membrane_adjoint(k, unreset, surrogate * grad_spike));
+      const auto later = S::load(run.grad_current + v), now = current_adjoint(k, later, unreset);
+      S::store(run.grad_current + v, now);
+      S::store(run.grad_before + v, delayed ? later : now);
+    }
+  }
+
+  void retreat_readout(size_t l, int r, int q) {
+    const Layer& layer = plan_.layers[l];
+    LayerState<Real>& s = state_[l];
+    const NeuronConstants<Real> k(layer);
+    const int64_t size = layer.shape.padded_size(), at = r * size, n = word_ * kWordSteps + first_ + q;
+    const bool is_max = layer.kind == Kind::readout_max;
+    Real* before_row = row_before(l, r, q);
+    for (int64_t v = 0; v < size; v += S::lanes) {
+      const auto entering =
+          is_max ? S::select(S::widen(S::load_words(s.best_step.data() + at + v) == int32_t(n)),
+                             S::load(s.grad_counts.data() + at + v), typename S::vec{})
+                 : S::load(spike_row(l, r, q) + v);
+      const auto grad_next = S::load(s.grad_membrane.data() + at + v);
+      const auto later = S::load(s.grad_current.data() + at + v), now = current_adjoint(k, later, grad_next);
+      S::store(s.grad_membrane.data() + at + v, membrane_adjoint(k, grad_next, entering));
+      S::store(s.grad_current.data() + at + v, now);
+      S::store(before_row + v, layer.delay ? later : now);
+    }
+  }
+
+  void add_weight_gradients(size_t l, int64_t group) {
+    const Layer& layer = plan_.layers[l];
+    const LayerPointers& p = problem_.layers[l];
+    Partial<Real>& partial = partials_[l][group];
+    const Rows<Real> rows{current_row(l, 0, 0), layer.halo_size(), blocking_.steps * layer.halo_size(), samples_};
+    const auto spikes_of = [&](const void* words, const Shape& shape) {
+      return static_cast<const int32_t*>(words) + (word_ * problem_.batch + first_sample_) * shape.size();
+    };
+    if (p.grad_weight && l == 0 && problem_.input.kind != InputKind::bits) {
+      for (int r = 0; r < samples_; ++r) {
+        const Real* values = static_cast<const Real*>(problem_.input.data) +
+                             (first_sample_ + r) * problem_.input.batch_stride +
+                             (word_ * kWordSteps + first_) * problem_.input.time_stride;
+        weight_gradient_values(layer.feedforward, values, problem_.input.time_stride, steps_,
+                               rows.data + r * rows.sample_pitch, rows.step_pitch, partial.feedforward.data());
+      }
+    } else if (p.grad_weight) {
+      const void* source = l ? problem_.layers[l - 1].words : problem_.input.data;
+      weight_gradient_events(layer.feedforward, spikes_of(source, layer.feedforward.in), first_, steps_, rows, active_,
+                             partial.feedforward.data());
+    }
+    if (p.grad_recurrent_weight)
+      weight_gradient_events(layer.recurrence, spikes_of(p.words, layer.shape), first_, steps_, rows, active_,
+                             partial.recurrence.data());
+    if (p.grad_bias)
+      for (int r = 0; r < samples_; ++r)
+        for (int q = 0; q < steps_; ++q)
+          for (int y = 0; y < layer.shape.height; ++y)
+            for (int x = 0; x < layer.shape.width; ++x)
+              add(partial.bias.data(), current_row(l, r, q) + y * layer.halo_row() +
+                                           (x + layer.halo()) * layer.shape.padded_channels(),
+                  layer.shape.padded_channels());
+  }
+
+  // W^T dL/dJ for every source position; rows are the steps of the slice.
+  void input_gradient(size_t l, Real* to) {
+    const Layer& layer = plan_.layers[l];
+    const Connection& c = layer.feedforward;
+    const int64_t pitch = c.in.padded_size();
+    const bool narrow = c.in.padded_channels() == kBlock;
+    for (int r = 0; r < samples_; ++r) {
+      const Real* rows = current_row(l, r, 0);
+      if (narrow) transpose_rows(rows, layer.halo_size(), steps_, layer.halo_size(), transposed_.data());
+      for (int p = 0; p < c.in.positions(); ++p) {
+        const Product<Real> work{narrow ? transposed_.data() : rows, layer.halo_size(),
+                                 c.targets.data() + c.first_target[p], c.first_target[p + 1] - c.first_target[p],
+                                 weights_[l].feedforward.data(), c.in.padded_channels(),
+                                 to + int64_t(r) * blocking_.steps * pitch + int64_t(p) * c.in.padded_channels(), pitch,
+                                 false};
+        narrow ? product<InLayout::transposed>(work, steps_) : product<InLayout::strided>(work, steps_);
+      }
+    }
+  }
+
+  void finish_input_gradient() {
+    const Layer& layer = plan_.layers[0];
+    const Shape shape = plan_.input_shape();
+    if (layer.has_feedforward) input_gradient(0, input_rows_.data());
+    for (int r = 0; r < samples_; ++r)
+      for (int q = 0; q < steps_; ++q) {
+        Real* to = sample(problem_.grad_input, shape, (word_ * kWordSteps + first_ + q) * problem_.batch + first_sample_ + r);
+        if (layer.has_feedforward)
+          from_channels_last(shape, input_rows_.data() + (int64_t(r) * blocking_.steps + q) * shape.padded_size(), to);
+        else
+          from_channels_last(shape, current_row(0, r, q) + layer.halo() * shape.padded_channels(), layer.halo_row(), to);
+      }
+  }
+
+  void finish_block(size_t l) {
+    const Layer& layer = plan_.layers[l];
+    const LayerPointers& p = problem_.layers[l];
+    LayerState<Real>& s = state_[l];
+    for (int r = 0; r < samples_; ++r) {
+      const int64_t at = r * layer.shape.padded_size(), b = first_sample_ + r;
+      if (p.grad_membrane0)
+        from_channels_last(layer.shape, s.grad_membrane.data() + at, sample(p.grad_membrane0, layer.shape, b));
+      if (p.grad_current0)
+        from_channels_last(layer.shape, s.grad_current.data() + at, sample(p.grad_current0, layer.shape, b));
+      if (p.grad_pending0 && layer.delay)
+        from_channels_last(layer.shape, injected_row(l, r) + layer.halo() * layer.shape.padded_channels(),
+                           layer.halo_row(), sample(p.grad_pending0, layer.shape, b));
+    }
+  }
+
+  const Problem& problem_;
+  const Plan& plan_;
+  const Blocking& blocking_;
+  const std::vector<TransposedWeights<Real>>& weights_;
+  std::vector<std::vector<Partial<Real>>>& partials_;  // [layer][group]
+  std::vector<LayerState<Real>> state_;
+  Buffer<Real> input_rows_, transposed_;
+  Buffer<Kept> kept_;
+  Buffer<int32_t> active_, words_, words_before_;
+  int64_t first_sample_ = 0, word_ = 0;
+  int samples_ = 0, first_ = 0, steps_ = 0;
+};
+
+}  // namespace
+}  // namespace FASTLIF_ISA
+}  // namespace fastlif

@@ -1,0 +1,100 @@
+// Weight gradients: a visit to every spike (or non-zero value) of the input.
+#pragma once
+
+#include <utility>
+
+#include "block.h"
+
+namespace fastlif {
+namespace FASTLIF_ISA {
+namespace {  // a copy for each source file: forward and backward differ in contraction
+
+constexpr int kMostBlock = 8;  // samples handled together, so that dense recurrence is a matrix product
+
+// Gradients of the injected current of a block of samples at the steps of a slice.
+template <class Real>
+struct Rows {
+  const Real* data;
+  int64_t step_pitch, sample_pitch;
+  int samples;
+};
+
+// to[0..vecs * lanes) += the rows picked by the bits of one source neuron, one set of bits a sample; sums in registers.
+template <class Real, int vecs>
+void add_picked(Real* to, const Rows<Real>& rows, int64_t offset, const uint32_t* bits_of_sample) {
+  using S = Simd<Real>;
+  typename S::vec sum[vecs];
+#pragma GCC unroll 16
+  for (int v = 0; v < vecs; ++v) sum[v] = S::load(to + v * S::lanes);
+  for (int r = 0; r < rows.samples; ++r) {
+    const Real* first = rows.data + r * rows.sample_pitch + offset;
+    for (uint32_t bits = bits_of_sample[r]; bits; bits &= bits - 1) {
+      const Real* row = first + __builtin_ctz(bits) * rows.step_pitch;
+#pragma GCC unroll 16
+      for (int v = 0; v < vecs; ++v) sum[v] += S::load(row + v * S::lanes);
+    }
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < vecs; ++v) S::store(to + v * S::lanes, sum[v]);
+}
+
+constexpr int kMostPicked = kRegisters == 32 ? 16 : 8;
+
+template <class Real>
+using AddPicked = void (*)(Real*, const Rows<Real>&, int64_t, const uint32_t*);
+
+template <class Real, size_t... vecs>
+void add_picked(Real* to, const Rows<Real>& rows, int64_t offset, int length, const uint32_t* bits,
+                std::index_sequence<vecs...>) {
+  static constexpr AddPicked<Real> exactly[] = {add_picked<Real, int(vecs) + 1>...};
+  constexpr int most = kMostPicked * Simd<Real>::lanes;
+  for (int i = 0; i < length; i += most)
+    exactly[(std::min(length - i, most) / Simd<Real>::lanes) - 1](to + i, rows, offset + i, bits);
+}
+
+// Weight gradient of one connection for a block of samples and a slice: for every spike, the gradients of the currents
+// it reached. words: of the source, one sample after the other, channels last; bit `first` is the first step of `rows`.
+template <class Real>
+void weight_gradient_events(const Connection& c, const int32_t* words, int first, int steps, const Rows<Real>& rows,
+                            Buffer<int32_t>& active, Real* gradient) {
+  const int64_t channel_pitch = int64_t(c.taps()) * c.out.padded_channels(), size = c.in.size();
+  const uint32_t mask = steps == kWordSteps ? ~uint32_t(0) : (uint32_t(1) << steps) - 1;
+  uint32_t bits[kMostBlock];
+  for (int p = 0; p < c.in.positions(); ++p, words += c.in.channels) {
+    int n = 0;  // channels that fired, found without a branch: half of them do, in no pattern
+    for (int ch = 0; ch < c.in.channels; ++ch) {
+      uint32_t any = uint32_t(words[ch]);
+      for (int r = 1; r < rows.samples; ++r) any |= uint32_t(words[r * size + ch]);
+      active[n] = ch;
+      n += (any >> first & mask) != 0;
+    }
+    const Target *begin = c.targets.data() + c.first_target[p], *end = c.targets.data() + c.first_target[p + 1];
+    for (int i = 0; i < n; ++i) {
+      const int ch = active[i];
+      for (int r = 0; r < rows.samples; ++r) bits[r] = uint32_t(words[r * size + ch]) >> first & mask;
+      for (const Target* t = begin; t < end; ++t)
+        add_picked<Real>(gradient + ch * channel_pitch + t->tap, rows, t->out_halo, t->length, bits,
+                         std::make_index_sequence<kMostPicked>());
+    }
+  }
+}
+
+// The same for input that is not binary. values: first step, as torch stores it (channels, positions).
+template <class Real>
+void weight_gradient_values(const Connection& c, const Real* values, int64_t time_stride, int steps, const Real* rows,
+                            int64_t pitch, Real* gradient) {
+  const int64_t channel_pitch = int64_t(c.taps()) * c.out.padded_channels();
+  for (int p = 0; p < c.in.positions(); ++p)
+    for (int ch = 0; ch < c.in.channels; ++ch)
+      for (int q = 0; q < steps; ++q) {
+        const Real value = values[q * time_stride + int64_t(ch) * c.in.positions() + p];
+        if (value == 0) continue;
+        for (int t = c.first_target[p]; t < c.first_target[p + 1]; ++t)
+          add_scaled(gradient + ch * channel_pitch + c.targets[t].tap, rows + q * pitch + c.targets[t].out_halo, value,
+                     c.targets[t].length);
+      }
+}
+
+}  // namespace
+}  // namespace FASTLIF_ISA
+}  // namespace fastlif

@@ -1,0 +1,46 @@
+"""Initialization in the fluctuation-driven regime, and measurements to check it against.
+
+    predictions = fluctuation_driven_(model, rate=10.0)      # draw all weights in place
+    measurements = measure(model, spikes)                    # compare mu_u and sigma_u
+
+`formulas` is arithmetic on fan-in, rate and time constants, `weights` draws, `measurement`
+simulates. Source: Rossbroich, Gygax, Zenke (2022), Neuromorph. Comput. Eng. 2 044016.
+"""
+
+from __future__ import annotations
+
+from fastlif.init.formulas import (
+    PSPIntegrals,
+    RecurrentDistributions,
+    WeightDistribution,
+    centred_distribution,
+    general_distribution,
+    kaiming_distribution,
+    predicted_sigma_u,
+    psp_integrals,
+    recurrent_distributions,
+    target_sigma_u,
+    unit_distribution,
+)
+from fastlif.init.measurement import Measurement, measure
+from fastlif.init.weights import Prediction, fluctuation_driven_, kaiming_, readout_
+
+__all__ = [
+    "Measurement",
+    "PSPIntegrals",
+    "Prediction",
+    "RecurrentDistributions",
+    "WeightDistribution",
+    "centred_distribution",
+    "fluctuation_driven_",
+    "general_distribution",
+    "kaiming_",
+    "kaiming_distribution",
+    "measure",
+    "predicted_sigma_u",
+    "psp_integrals",
+    "readout_",
+    "recurrent_distributions",
+    "target_sigma_u",
+    "unit_distribution",
+]

@@ -1,0 +1,91 @@
+"""Which fastlif layers a module holds, and which input each of them gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastlif.spikes import PackedSpikes
+
+if TYPE_CHECKING:
+    from fastlif.layers import LIF, LIReadout, StackLayer
+    from fastlif.layers.neuron import SynapticLIF
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+# Imported when called: fastlif.layers imports this package to draw its weights.
+
+
+def spiking_layers(module: nn.Module) -> dict[str, LIF]:
+    """The spiking layers of a module by name, in the order of registration."""
+    from fastlif.layers import LIF
+
+    return _layers(module, LIF)
+
+
+def synaptic_layers(module: nn.Module) -> dict[str, SynapticLIF]:
+    """Those of the spiking layers that have weights."""
+    from fastlif.layers.neuron import SynapticLIF
+
+    return _layers(module, SynapticLIF)
+
+
+def readout_layers(module: nn.Module) -> dict[str, LIReadout]:
+    """The readouts of a module by name, in the order of registration."""
+    from fastlif.layers import LIReadout
+
+    return _layers(module, LIReadout)
+
+
+def visit_inputs(
+    module: nn.Module,
+    input: Tensor | PackedSpikes,
+    visit: Callable[[str, StackLayer, Tensor | PackedSpikes], None],
+) -> None:
+    """Run a module once and call visit(name, layer, input) before each of its fastlif layers.
+
+    visit may change the layer's parameters: what follows in the same run sees them. A layer that
+    runs more than once is visited the first time. (A fastlif.Sequential calls layers that have
+    hooks one by one, so this reaches into its fused stacks too.)
+    """
+    layers: dict[str, StackLayer] = {**spiking_layers(module), **readout_layers(module)}
+    names = {layer: name for name, layer in layers.items()}
+    visited: set[StackLayer] = set()
+
+    def before_layer(layer: StackLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if layer not in visited:
+            visited.add(layer)
+            visit(names[layer], layer, args[0] if args else kwargs["input"])
+
+    handles = [layer.register_forward_pre_hook(before_layer, with_kwargs=True) for layer in names]
+    try:
+        with torch.no_grad():
+            module(input)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def time_dim(layer: StackLayer, input: Tensor | PackedSpikes) -> int:
+    """Dimension of time in a layer's input or output; packed spikes are time first always."""
+    return 1 if layer.batch_first and isinstance(input, Tensor) else 0
+
+
+def mean_rate(layer: StackLayer, input: Tensor | PackedSpikes) -> float:
+    """Mean firing rate of a layer's input in Hz; analogue input counts by its values."""
+    if isinstance(input, PackedSpikes):
+        return input.count() / (math.prod(input.shape) * layer.dt)
+    return float(input.mean(dtype=torch.float64)) / layer.dt
+
+
+def _layers(module: nn.Module, kind: type[Layer]) -> dict[str, Layer]:
+    return {
+        name or type(layer).__name__: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, kind)
+    }

@@ -1,0 +1,128 @@
+"""What all layers share: they describe themselves as a plan and tensors, and run as a stack."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fastlif import ops
+from fastlif.ops import LayerPlan, LayerTensors, LIFState, StackResult
+from fastlif.spikes import PackedSpikes
+
+
+class LIFOutput(NamedTuple):
+    """Output of a layer with what was asked for besides; the rest is None."""
+
+    output: Tensor  # spikes, membrane trace or scores
+    state: LIFState | None  # after the last step; start the next chunk of the sequence from it
+    spike_counts: Tensor | None  # (batch, *features) per sample and neuron, differentiable
+
+
+class StackLayer(nn.Module):
+    """One layer of a stack. Subclasses give `plan`, `tensors` and the attributes below."""
+
+    dt: float  # seconds
+    batch_first: bool
+    backend: str | None
+    exact_membrane: bool | None = None  # None: of no concern to this layer
+    weight: nn.Parameter | None
+    recurrent_weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def plan(self, input_features: tuple[int, ...], n_steps: int) -> LayerPlan:
+        """What this layer computes for inputs of shape (n_steps, batch, *input_features)."""
+        raise NotImplementedError
+
+    def initial_state(self, batch_size: int) -> LIFState | None:
+        """State a run starts from when none is given; None stands for zeros."""
+        return None
+
+    def tensors(self, state: LIFState | None = None) -> LayerTensors:
+        """Parameters of this layer and the state that a run starts from."""
+        return LayerTensors(self.weight, self.bias, self.recurrent_weight, state)
+
+    def forward(
+        self,
+        input: Tensor | PackedSpikes,
+        state: LIFState | None = None,
+        *,
+        return_state: bool = False,
+        return_spike_counts: bool = False,
+    ) -> Tensor | LIFOutput:
+        """Run over all steps of the input, (time, batch, *features) or batch first if so built.
+
+        Packed spikes are time first always. Returns the output alone, or a LIFOutput when a flag
+        asks for more.
+        """
+        result = run_layers((self,), input, (state,))
+        if not (return_state or return_spike_counts):
+            return result.output
+        counts = result.spike_counts[0] if return_spike_counts and result.spike_counts else None
+        return LIFOutput(result.output, result.states[0] if return_state else None, counts)
+
+    def extra_repr(self) -> str:
+        """Time constants, and every other keyword argument that is not at its default."""
+        shown = []
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            if parameter.kind is not parameter.KEYWORD_ONLY or not hasattr(self, name):
+                continue
+            value = getattr(self, name)
+            sizes = set(value) if isinstance(value, tuple) else {value}  # (5, 5) stands for 5
+            if name in ("tau_mem", "tau_syn", "dt") or sizes != {parameter.default}:
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
+
+
+def run_layers(
+    layers: Sequence[StackLayer],
+    input: Tensor | PackedSpikes,
+    states: Sequence[LIFState | None],
+) -> StackResult:
+    """Run neighbouring layers as one fused stack, input and output in their order of dimensions.
+
+    The layers must agree in batch_first, backend and (where it concerns them) exact_membrane.
+    """
+    if not isinstance(input, (Tensor, PackedSpikes)):
+        raise TypeError(f"input must be a Tensor or PackedSpikes, got {type(input).__name__}")
+    batch_first = layers[0].batch_first
+    if len(input.shape) < 3:
+        order = "(batch, time, *features)" if batch_first else "(time, batch, *features)"
+        raise ValueError(f"input must have shape {order}, got {tuple(input.shape)}")
+    if batch_first and isinstance(input, Tensor):
+        input = input.transpose(0, 1)
+    n_steps, batch_size, *rest = input.shape
+    features = tuple(rest)
+    plans, tensors = [], []
+    for layer, state in zip(layers, states, strict=True):
+        plan = layer.plan(features, n_steps)
+        plans.append(plan)
+        tensors.append(layer.tensors(layer.initial_state(batch_size) if state is None else state))
+        features = plan.features
+    result = ops.stack(
+        input,
+        plans,
+        tensors,
+        exact_membrane=any(layer.exact_membrane for layer in layers),
+        backend=layers[0].backend,
+    )
+    if batch_first and plans[-1].kind != "readout_max":
+        result = result._replace(output=result.output.transpose(0, 1))
+    return result
+
+
+def decay_per_step(name: str, tau: float, dt: float) -> float:
+    """exp(-dt / tau), both in seconds.
+
+    ValueError unless both are finite and > 0 and the decay can be told from 1.
+    """
+    for label, value in ((name, tau), ("dt", dt)):
+        if not 0.0 < value < math.inf:  # also refuses NaN
+            raise ValueError(f"{label} must be finite and > 0 seconds, got {value}")
+    decay = math.exp(-dt / tau)
+    if decay == 1.0:
+        raise ValueError(f"{name} must not be so long that a step of dt={dt} s is lost, got {tau}")
+    return decay

@@ -1,0 +1,16 @@
+"""Set-up shared by all tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+# The references run thousands of tiny operations, which threads only slow down (20 times when the
+# machine is busy). Tests of threading set their own number.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Every test draws the same numbers, whichever tests ran before it."""
+    torch.manual_seed(0)
