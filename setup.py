@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-PLAIN = ["plan.cpp", "pack.cpp", "dispatch.cpp", "bindings.cpp"]
+PLAIN = ["plan.cpp", "pack.cpp", "memory_pool.cpp", "dispatch.cpp", "bindings.cpp"]
 KERNELS = {"forward.cpp": "-ffp-contract=off", "backward.cpp": "-ffp-contract=fast"}
 X86 = {
     "baseline": "",

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "engine.h"
+#include "memory_pool.h"
 
 namespace py = pybind11;
 using namespace fastlif;
@@ -18,6 +19,19 @@ template <class T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
+
+// A block of the pool as a Python buffer: a tensor made from it gives it back when it dies.
+class PooledBlock {
+ public:
+  explicit PooledBlock(size_t bytes) : bytes_(bytes), data_(MemoryPool::instance().take(bytes)) {}
+  PooledBlock(const PooledBlock&) = delete;
+  ~PooledBlock() { MemoryPool::instance().give_back(data_, bytes_); }
+  py::buffer_info info() { return py::buffer_info(static_cast<uint8_t*>(data_), py::ssize_t(bytes_)); }
+
+ private:
+  size_t bytes_;
+  void* data_;
+};
 
 void select_isa(const std::string& name) {
   for (size_t i = 0; i < kernels.size(); ++i)
@@ -78,6 +92,12 @@ PYBIND11_MODULE(_C, m) {
                       n_steps, batch, features, threads, pointer<int32_t>(words));
         });
   m.def("advise_huge_pages", [](uintptr_t data, int64_t bytes) { advise_huge_pages(pointer<void>(data), bytes); });
+
+  py::class_<PooledBlock>(m, "PooledBlock", py::buffer_protocol())
+      .def(py::init<size_t>(), py::arg("bytes"))
+      .def_buffer(&PooledBlock::info);
+  m.def("pooled_bytes", [] { return MemoryPool::instance().unused_bytes(); }, "Bytes kept for the next step.");
+  m.def("release_pool", [] { MemoryPool::instance().release_unused(); }, "Gives unused blocks back to the system.");
 
   py::class_<Plan>(m, "Plan").def(py::init(&Plan::decode), py::arg("ints"), py::arg("floats"));
 

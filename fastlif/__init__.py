@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 from fastlif import init, losses, ops, optim
-from fastlif.backends import Backend, backends
+from fastlif.backends import Backend, backends, release_memory
 from fastlif.layers import (
     LIF,
     LIFConv1d,
@@ -47,4 +47,5 @@ __all__ = [
     "losses",
     "ops",
     "optim",
+    "release_memory",
 ]

@@ -25,3 +25,13 @@ def backends() -> list[Backend]:
     else:
         cpu = Backend("cpu", False, extension.reason())
     return [cpu, Backend("reference", True, "plain PyTorch, any device; slow, the specification")]
+
+
+def release_memory() -> None:
+    """Give back to the system what the kernels hold for the next training step.
+
+    The largest amount that training needed at one time stays reserved between steps; call this
+    after training when the memory is wanted elsewhere. Does nothing without the kernels.
+    """
+    if extension.is_available():
+        extension.load().release_pool()

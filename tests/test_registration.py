@@ -155,3 +155,33 @@ def test_missing_extension_names_the_reason(monkeypatch):
         network(spikes)
     network.backend = "reference"
     assert network(spikes).shape == (5, 2, 3)
+
+
+def test_memory_for_backward_is_used_again_and_released():
+    from fastlif import extension
+
+    kernels = extension.load()
+    layer = fastlif.LIFLinear(8, 512, recurrent=True)
+    spikes = (torch.rand(320, 32, 8) < 0.3).float()
+
+    def step() -> torch.Tensor:
+        layer.zero_grad()
+        layer(spikes).mean().backward()
+        return layer.weight.grad.clone()
+
+    fastlif.release_memory()
+    first = step()
+    held = kernels.pooled_bytes()
+    assert held >= 320 * 32 * 512 * 2
+    assert torch.equal(step(), first)
+    assert kernels.pooled_bytes() == held  # the second step took what the first gave back
+    fastlif.release_memory()
+    assert kernels.pooled_bytes() == 0
+
+
+def test_second_derivatives_are_refused():
+    layer = fastlif.LIFLinear(4, 3)
+    spikes = (torch.rand(20, 2, 4) < 0.5).float().requires_grad_()
+    (grad,) = torch.autograd.grad(layer(spikes).sum(), spikes, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        grad.sum().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,7 +22,7 @@ from fastlif.ops.layout import (
 from fastlif.spikes import pack_words
 
 BITS, VALUES, CURRENT = range(3)  # kinds of input, as in csrc/engine.h
-HUGE_PAGES_FROM = 1 << 22  # bytes
+LARGE = 1 << 22  # bytes; below, torch's allocator is as good
 
 
 @lru_cache(maxsize=64)
@@ -37,9 +38,18 @@ def _precision(dtype: torch.dtype, exact: bool) -> int:
 def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     tensor = torch.empty(tuple(shape), dtype=dtype)
     size = tensor.numel() * tensor.element_size()
-    if size >= HUGE_PAGES_FROM:
+    if size >= LARGE:
         extension.load().advise_huge_pages(tensor.data_ptr(), size)
     return tensor
+
+
+def _pooled(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An empty tensor in memory that the next training step uses again."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE:
+        return torch.empty(tuple(shape), dtype=dtype)
+    block = extension.load().PooledBlock(size)
+    return torch.frombuffer(block, dtype=dtype).view(tuple(shape))
 
 
 def _address(tensor: Tensor) -> int:
@@ -111,8 +121,8 @@ def forward(
     pointers = _pointers(tensors)
     for p, plan in zip(pointers, shapes.plans, strict=True):
         out = LayerOutputs(
-            kept=_empty(shapes.kept(plan) if keep else (0,), kept_dtype(dtype, exact)),
-            words=_empty(shapes.words(plan) if keep else (0,), torch.int32),
+            kept=_pooled(shapes.kept(plan) if keep else (0,), kept_dtype(dtype, exact)),
+            words=_pooled(shapes.words(plan) if keep else (0,), torch.int32),
             counts=_empty(shapes.counts(plan), dtype),
             membrane=_empty(shapes.state(plan), dtype),
             synaptic_current=_empty(shapes.state(plan), dtype),

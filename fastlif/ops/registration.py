@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastlif import extension
 from fastlif.ops import cpu
@@ -183,6 +184,7 @@ class _Stack(torch.autograd.Function):
         ctx.save_for_backward(input, *tensors, *saved)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         input, *rest = ctx.saved_tensors
         tensors, saved = rest[: ctx.n_tensors], rest[ctx.n_tensors :]

@@ -1,0 +1,23 @@
+"""Data sets as packed spikes: generated (Randman) or read from event files (SHD layout)."""
+
+from fastlif.data.dataset import (
+    PackedDataset,
+    mean_firing_rate,
+    n_steps_of,
+    train_validation_split,
+)
+from fastlif.data.events import EventDataset, find_event_files, read_events
+from fastlif.data.randman import RandmanConfig, RandmanSplits, make_randman
+
+__all__ = [
+    "EventDataset",
+    "PackedDataset",
+    "RandmanConfig",
+    "RandmanSplits",
+    "find_event_files",
+    "make_randman",
+    "mean_firing_rate",
+    "n_steps_of",
+    "read_events",
+    "train_validation_split",
+]

@@ -1,0 +1,87 @@
+"""A labelled set of spike trains held as bits, and the numbers asked of every data set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastlif.spikes import PackedSpikes
+
+__all__ = ["PackedDataset", "mean_firing_rate", "n_steps_of", "train_validation_split"]
+
+
+@dataclass(frozen=True)
+class PackedDataset:
+    """Samples packed once, so that a batch is one gather of words.
+
+    Raises:
+        ValueError: the number of labels is not the number of samples.
+        TypeError: labels are not int64.
+    """
+
+    spikes: PackedSpikes  # shape (time, samples, *features)
+    labels: Tensor  # (samples,) int64 class numbers
+
+    def __post_init__(self) -> None:
+        if self.labels.dtype != torch.int64:
+            raise TypeError(f"labels must be int64, got dtype {self.labels.dtype}")
+        n_samples = self.spikes.shape[1]
+        if self.labels.shape != (n_samples,):
+            raise ValueError(
+                f"labels must have shape ({n_samples},), one per sample, "
+                f"got {tuple(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def select(self, indices: Tensor) -> tuple[PackedSpikes, Tensor]:
+        """Spikes (time, batch, *features) and labels (batch,) of the samples at `indices`."""
+        return self.spikes.select(indices), self.labels[indices]
+
+
+def n_steps_of(duration: float, dt: float) -> int:
+    """Number of steps of `dt` seconds in `duration` seconds, rounded: 0.7 s at 2 ms is 350.
+
+    Truncating the quotient would give 349, because 0.7 / 0.002 is just below 350 in binary.
+
+    Raises:
+        ValueError: either is not finite and positive, or no step fits.
+    """
+    for name, number in (("duration", duration), ("dt", dt)):
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError(f"{name} must be finite and > 0 seconds, got {number}")
+    n_steps = round(duration / dt)
+    if n_steps < 1:
+        raise ValueError(f"dt must be at most the duration of {duration} s, got {dt}")
+    return n_steps
+
+
+def mean_firing_rate(spikes: PackedSpikes, dt: float) -> float:
+    """Mean rate in Hz over samples, features and time of spikes binned at `dt` seconds."""
+    if not (math.isfinite(dt) and dt > 0):
+        raise ValueError(f"dt must be finite and > 0 seconds, got {dt}")
+    return spikes.count() / (math.prod(spikes.shape) * dt)
+
+
+def train_validation_split(
+    n_samples: int, *, fraction: float = 0.1, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Random split into training and validation indices, each ascending int64.
+
+    `round(fraction * n_samples)` samples, at least one, go to validation; the same seed gives the
+    same split on every machine.
+
+    Raises:
+        ValueError: fewer than two samples, or `fraction` is not inside (0, 1).
+    """
+    if n_samples < 2:
+        raise ValueError(f"n_samples must be at least 2 to be split, got {n_samples}")
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
+    n_validation = min(max(1, round(fraction * n_samples)), n_samples - 1)
+    order = torch.randperm(n_samples, generator=torch.Generator().manual_seed(seed))
+    return order[n_validation:].sort().values, order[:n_validation].sort().values

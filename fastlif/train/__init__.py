@@ -1,0 +1,19 @@
+"""Training of the presets: settings, data, loop, checkpoints and logs."""
+
+from fastlif.train.config import TrainConfig, default_config
+from fastlif.train.logs import EpochRecord, Scores
+from fastlif.train.loop import Reporter, TrainResult, initialize, train
+from fastlif.train.task import Task, load_task
+
+__all__ = [
+    "EpochRecord",
+    "Reporter",
+    "Scores",
+    "Task",
+    "TrainConfig",
+    "TrainResult",
+    "default_config",
+    "initialize",
+    "load_task",
+    "train",
+]
