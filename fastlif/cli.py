@@ -69,6 +69,9 @@ def train(
     v_upper: Annotated[
         float | None, typer.Option(help="Upper bound, in spikes per sample.")
     ] = None,
+    channel_shift: Annotated[
+        int, typer.Option(help="Move training samples by up to this many input channels.")
+    ] = 0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default: torch's own choice.")
     ] = None,
@@ -97,6 +100,7 @@ def train(
                 "lr": lr,
                 "sigma_u": sigma_u,
                 "dt": dt,
+                "channel_shift": channel_shift,
                 "device": device,
                 "backend": backend,
             },

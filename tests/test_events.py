@@ -17,8 +17,10 @@ from fastlif.data import (
     mean_firing_rate,
     n_steps_of,
     read_events,
+    shift_features,
     train_validation_split,
 )
+from fastlif.spikes import PackedSpikes
 
 Samples = list[NDArray[np.generic]]
 
@@ -276,6 +278,21 @@ def test_find_event_files(tmp_path: Path) -> None:
     (tmp_path / "old_train.h5").touch()
     with pytest.raises(ValueError, match=r"old_train\.h5, shd_train\.h5"):
         find_event_files(tmp_path)
+
+
+def test_shifted_channels() -> None:
+    dense = (torch.rand(40, 4, 1, 30) < 0.3).float()
+    moved = shift_features(PackedSpikes.pack(dense), torch.tensor([0, 3, -5, 40]))
+    expected = torch.zeros_like(dense)
+    expected[:, 0] = dense[:, 0]
+    expected[:, 1, :, 3:] = dense[:, 1, :, :-3]
+    expected[:, 2, :, :-5] = dense[:, 2, :, 5:]
+    assert torch.equal(moved.unpack(), expected)
+    assert expected[:, 1].sum() > 0
+    with pytest.raises(ValueError, match=r"shifts must have shape \(4,\)"):
+        shift_features(PackedSpikes.pack(dense), torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match=r"\(N,\) or \(1, N\)"):
+        shift_features(PackedSpikes.pack(dense.view(40, 4, 2, 15)), torch.zeros(4).long())
 
 
 def test_real_recordings() -> None:

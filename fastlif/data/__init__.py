@@ -4,6 +4,7 @@ from fastlif.data.dataset import (
     PackedDataset,
     mean_firing_rate,
     n_steps_of,
+    shift_features,
     train_validation_split,
 )
 from fastlif.data.events import EventDataset, find_event_files, read_events
@@ -19,5 +20,6 @@ __all__ = [
     "mean_firing_rate",
     "n_steps_of",
     "read_events",
+    "shift_features",
     "train_validation_split",
 ]

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from fastlif.spikes import PackedSpikes
 
-__all__ = ["PackedDataset", "mean_firing_rate", "n_steps_of", "train_validation_split"]
+__all__ = [
+    "PackedDataset",
+    "mean_firing_rate",
+    "n_steps_of",
+    "shift_features",
+    "train_validation_split",
+]
 
 
 @dataclass(frozen=True)
@@ -85,3 +91,24 @@ def train_validation_split(
     n_validation = min(max(1, round(fraction * n_samples)), n_samples - 1)
     order = torch.randperm(n_samples, generator=torch.Generator().manual_seed(seed))
     return order[n_validation:].sort().values, order[:n_validation].sort().values
+
+
+def shift_features(
+    spikes: PackedSpikes,  # (time, batch, N) or (time, batch, 1, N)
+    shifts: Tensor,  # (batch,) int64
+) -> PackedSpikes:
+    """Every sample moved along its N channels; what leaves at one end is lost.
+
+    Spike (n, b, i) goes to channel i + shifts[b]. Raises ValueError when the features have more
+    than one map, or the shifts do not fit the batch.
+    """
+    n_channels = spikes.features[-1]
+    if math.prod(spikes.features) != n_channels:
+        raise ValueError(f"spikes must have features (N,) or (1, N), got {spikes.features}")
+    if shifts.shape != (len(spikes),):
+        raise ValueError(f"shifts must have shape ({len(spikes)},), got {tuple(shifts.shape)}")
+    source = torch.arange(n_channels, device=spikes.device) - shifts.unsqueeze(1)
+    inside = (source >= 0) & (source < n_channels)
+    source = source.clamp(0, n_channels - 1).expand(spikes.words.shape)
+    words = spikes.words.gather(2, source) * inside
+    return PackedSpikes(words, spikes.n_steps, spikes.features)

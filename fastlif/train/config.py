@@ -30,6 +30,7 @@ class TrainConfig:
     lr: float = 5e-3  # of SMORMS3
     sigma_u: float = 1.0  # target of the initialization
     dt: float = 2e-3  # seconds per step
+    channel_shift: int = 0  # training samples are moved by up to this many input channels
     backend: str | None = None  # of the layers; None is by device
     device: str = "cpu"  # an accelerator of Lightning Fabric: cpu, cuda, ...
 
@@ -38,7 +39,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "data_seed"):
+        for name in ("seed", "data_seed", "channel_shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "sigma_u", "dt"):

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from fastlif.data import PackedDataset
+from fastlif.data import PackedDataset, shift_features
 from fastlif.init import Prediction, fluctuation_driven_, readout_
 from fastlif.losses import lower_bound, max_over_time_cross_entropy, upper_bound
 from fastlif.models import Regularization, build, preset
@@ -107,9 +106,13 @@ class _Run:
     def train_epoch(self, epoch: int, reporter: Reporter | None) -> Scores:
         """One pass over the training samples; the weights change with every batch."""
         meter = _Meter(self.duration, self.fabric.device)
-        n_samples, seed = len(self.train_set), self.config.seed
-        for indices in epoch_batches(n_samples, self.n_batches, seed=seed, epoch=epoch):
+        reach = self.config.channel_shift
+        generator = epoch_generator(self.config.seed, epoch)
+        for indices in epoch_batches(len(self.train_set), self.n_batches, generator):
             spikes, targets = self.train_set.select(indices.to(self.fabric.device))
+            if reach:
+                shifts = torch.randint(-reach, reach + 1, indices.shape, generator=generator)
+                spikes = shift_features(spikes, shifts.to(spikes.device))
             output, _, counts = self.model(spikes, return_spike_counts=True)
             loss = max_over_time_cross_entropy(output, targets)
             penalty = _penalty(counts, self.config.regularization)
@@ -253,17 +256,21 @@ def train(
     return _write_result(run, test)
 
 
-def epoch_batches(
-    n_samples: int, n_batches: int, *, seed: int, epoch: int
-) -> Iterator[Tensor]:  # of (batch,) int64
-    """Sample numbers of an epoch in random order, in batches that differ by one sample at most.
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Source of an epoch's random numbers: the order of its samples and how each is moved.
 
-    The order depends on (seed, epoch) alone, so an epoch after a resume sees what it would have
-    seen without the interruption.
+    It depends on (seed, epoch) alone, so an epoch after a resume sees what it would have seen
+    without the interruption.
     """
     mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
-    return iter(torch.randperm(n_samples, generator=generator).tensor_split(n_batches))
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+
+
+def epoch_batches(
+    n_samples: int, n_batches: int, generator: torch.Generator
+) -> tuple[Tensor, ...]:  # of (batch,) int64
+    """Sample numbers of an epoch in random order, in batches that differ by one at most."""
+    return torch.randperm(n_samples, generator=generator).tensor_split(n_batches)
 
 
 class _Meter:
