@@ -67,7 +67,7 @@ class BackwardWorker {
     }
     if (problem.grad_input && plan_.layers[0].has_feedforward)
       input_rows_.allocate_zero(rows * plan_.input_shape().padded_size());
-    active_.allocate(most_channels);
+    active_ = ActiveChannels(most_channels);
     transposed_.allocate(most_currents * kWordSteps);
     const int most_padded = padded(most_channels);
     kept_.allocate_zero(most_padded), words_.allocate_zero(most_padded), words_before_.allocate_zero(most_padded);
@@ -439,7 +439,8 @@ class BackwardWorker {
   std::vector<LayerState<Real>> state_;
   Buffer<Real> input_rows_, transposed_;
   Buffer<Kept> kept_;
-  Buffer<int32_t> active_, words_, words_before_;
+  Buffer<int32_t> words_, words_before_;
+  ActiveChannels active_{0};
   int64_t first_sample_ = 0, word_ = 0;
   int samples_ = 0, first_ = 0, steps_ = 0;
 };

@@ -106,7 +106,8 @@ inline void words_to_events(int64_t neurons, const int32_t* words, const uint32_
   int64_t i = 0;
   for (; i + kBlock <= neurons; i += kBlock)
     for (int q = 0; q < steps; ++q)
-      events.count[q] += append_codes(codes + i, lanes_with_bit(words + i, q), events.step(q) + events.count[q]);
+      events.count[q] += append_codes(codes + i, lanes_with_any(words + i, uint32_t(1) << q),
+                                      events.step(q) + events.count[q]);
   for (; i < neurons; ++i)
     for (uint32_t w = uint32_t(words[i]); w; w &= w - 1) {
       const int q = __builtin_ctz(w);

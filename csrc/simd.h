@@ -59,9 +59,11 @@ inline unsigned movemask(Mask m) {
 }
 #endif
 
-template <class Vec>
-inline Vec absolute(Vec v) {
-  return v < 0 ? -v : v;
+inline Simd<float>::vec absolute(Simd<float>::vec v) {
+  return (Simd<float>::vec)((Simd<float>::mask)v & 0x7fffffff);
+}
+inline Simd<double>::vec absolute(Simd<double>::vec v) {
+  return (Simd<double>::vec)((Simd<double>::mask)v & 0x7fffffffffffffff);
 }
 
 // 1 / v for v >= 1, within 2 units in the last place.
@@ -87,13 +89,13 @@ inline int append_codes(const uint32_t* codes, unsigned mask, uint32_t* to) {
 #endif
 }
 
-// Lanes of 16 words in which this bit is set.
-inline unsigned lanes_with_bit(const int32_t* words, int bit) {
+// Lanes of 16 words in which any of these bits is set.
+inline unsigned lanes_with_any(const int32_t* words, uint32_t bits) {
 #if defined(__AVX512F__)
-  return _mm512_test_epi32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(int32_t(uint32_t(1) << bit)));
+  return _mm512_test_epi32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(int32_t(bits)));
 #else
   unsigned mask = 0;
-  for (int i = 0; i < 16; ++i) mask |= (uint32_t(words[i]) >> bit & 1) << i;
+  for (int i = 0; i < 16; ++i) mask |= unsigned((uint32_t(words[i]) & bits) != 0) << i;
   return mask;
 #endif
 }

@@ -52,25 +52,47 @@ void add_picked(Real* to, const Rows<Real>& rows, int64_t offset, int length, co
     exactly[(std::min(length - i, most) / Simd<Real>::lanes) - 1](to + i, rows, offset + i, bits);
 }
 
+struct ActiveChannels {
+  Buffer<uint32_t> all, found;  // 0, 1, 2, ...; those that fired
+  explicit ActiveChannels(int channels) : all(channels + kBlock), found(channels + 2 * kBlock) {
+    for (int i = 0; i < channels + kBlock; ++i) all[i] = uint32_t(i);
+  }
+};
+
+// Channels of one position that fired in any sample at the steps of `bits`; without a branch, since about half of them
+// do, in no pattern.
+inline int active_channels(const int32_t* words, int channels, int64_t sample_pitch, int samples, uint32_t bits,
+                           ActiveChannels& active) {
+  int n = 0, ch = 0;
+  for (; ch + kBlock <= channels; ch += kBlock) {
+    alignas(64) int32_t any[kBlock];
+    std::copy_n(words + ch, kBlock, any);
+    for (int r = 1; r < samples; ++r)
+      for (int i = 0; i < kBlock; ++i) any[i] |= words[r * sample_pitch + ch + i];
+    n += append_codes(active.all.data() + ch, lanes_with_any(any, bits), active.found.data() + n);
+  }
+  for (; ch < channels; ++ch) {
+    uint32_t any = 0;
+    for (int r = 0; r < samples; ++r) any |= uint32_t(words[r * sample_pitch + ch]);
+    active.found[n] = uint32_t(ch);
+    n += (any & bits) != 0;
+  }
+  return n;
+}
+
 // Weight gradient of one connection for a block of samples and a slice: for every spike, the gradients of the currents
 // it reached. words: of the source, one sample after the other, channels last; bit `first` is the first step of `rows`.
 template <class Real>
 void weight_gradient_events(const Connection& c, const int32_t* words, int first, int steps, const Rows<Real>& rows,
-                            Buffer<int32_t>& active, Real* gradient) {
+                            ActiveChannels& active, Real* gradient) {
   const int64_t channel_pitch = int64_t(c.taps()) * c.out.padded_channels(), size = c.in.size();
   const uint32_t mask = steps == kWordSteps ? ~uint32_t(0) : (uint32_t(1) << steps) - 1;
   uint32_t bits[kMostBlock];
   for (int p = 0; p < c.in.positions(); ++p, words += c.in.channels) {
-    int n = 0;  // channels that fired, found without a branch: half of them do, in no pattern
-    for (int ch = 0; ch < c.in.channels; ++ch) {
-      uint32_t any = uint32_t(words[ch]);
-      for (int r = 1; r < rows.samples; ++r) any |= uint32_t(words[r * size + ch]);
-      active[n] = ch;
-      n += (any >> first & mask) != 0;
-    }
+    const int n = active_channels(words, c.in.channels, size, rows.samples, mask << first, active);
     const Target *begin = c.targets.data() + c.first_target[p], *end = c.targets.data() + c.first_target[p + 1];
     for (int i = 0; i < n; ++i) {
-      const int ch = active[i];
+      const int ch = int(active.found[i]);
       for (int r = 0; r < rows.samples; ++r) bits[r] = uint32_t(words[r * size + ch]) >> first & mask;
       for (const Target* t = begin; t < end; ++t)
         add_picked<Real>(gradient + ch * channel_pitch + t->tap, rows, t->out_halo, t->length, bits,
