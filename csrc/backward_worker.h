@@ -55,6 +55,7 @@ class BackwardWorker {
     for (size_t l = 0; l < plan_.layers.size(); ++l) {
       const Layer& layer = plan_.layers[l];
       LayerState<Real>& s = state_[l];
+      constants_.emplace_back(layer);
       const int64_t n = blocking.samples * layer.shape.padded_size();
       s.grad_membrane.allocate(n), s.grad_current.allocate(n), s.grad_counts.allocate(n);
       s.grad_injected.allocate_zero(blocking.samples * layer.halo_size());
@@ -134,9 +135,8 @@ class BackwardWorker {
       copy_to_halo(layer, (layer.delay ? pending : s.grad_current).data() + r * layer.shape.padded_size(),
                    s.grad_injected.data() + r * layer.halo_size());
     if (layer.kind == Kind::lif && !layer.detach_reset) {
-      const NeuronConstants<Real> k(layer);
       for (int r = 0; r < samples_; ++r)
-        load_kept_row(layer, kept_row(l, r, problem_.n_steps), k.threshold,
+        load_kept_row(layer, kept_row(l, r, problem_.n_steps), constants_[l].threshold,
                       s.next_charged.data() + r * layer.shape.padded_size());
     }
     if (layer.kind == Kind::readout_max) {
@@ -280,14 +280,14 @@ class BackwardWorker {
       Real* const row_start = run.grad_before;
       for (int x = 0; x < shape.width; x += length / channels) {
         if (whole) {
-          retreat_run<detach, delayed>(layer, run, length, bit);
+          retreat_run<detach, delayed>(layer, constants_[l], run, length, bit);
         } else {
           Run padded = run;  // the pads of these copies stay zero
           padded.kept = std::copy_n(run.kept, shape.channels, kept_.data()) - shape.channels;
           padded.words = std::copy_n(run.words, shape.channels, words_.data()) - shape.channels;
           if (!detach && run.words_before)
             padded.words_before = std::copy_n(run.words_before, shape.channels, words_before_.data()) - shape.channels;
-          retreat_run<detach, delayed>(layer, padded, length, bit);
+          retreat_run<detach, delayed>(layer, constants_[l], padded, length, bit);
         }
         run.grad_membrane += length, run.grad_current += length, run.grad_before += length;
         run.grad_spikes += length, run.grad_counts += length;
@@ -301,8 +301,7 @@ class BackwardWorker {
   }
 
   template <bool detach, bool delayed>
-  static void retreat_run(const Layer& layer, const Run& run, int length, int bit) {
-    const NeuronConstants<Real> k(layer);
+  static void retreat_run(const Layer& layer, const NeuronConstants<Real>& k, const Run& run, int length, int bit) {
     const int bit_before = bit > 0 ? bit - 1 : kWordSteps - 1;
     const int64_t ahead = 2 * layer.shape.size();  // kept values come from memory, in descending steps
     for (int v = 0; v < length; v += S::lanes) {
@@ -330,7 +329,7 @@ class BackwardWorker {
   void retreat_readout(size_t l, int r, int q) {
     const Layer& layer = plan_.layers[l];
     LayerState<Real>& s = state_[l];
-    const NeuronConstants<Real> k(layer);
+    const NeuronConstants<Real>& k = constants_[l];
     const int64_t size = layer.shape.padded_size(), at = r * size, n = word_ * kWordSteps + first_ + q;
     const bool is_max = layer.kind == Kind::readout_max;
     Real* before_row = row_before(l, r, q);
@@ -392,7 +391,8 @@ class BackwardWorker {
       if (narrow) transpose_rows(rows, layer.halo_size(), steps_, layer.halo_size(), transposed_.data());
       for (int p = 0; p < c.in.positions(); ++p) {
         const Product<Real> work{narrow ? transposed_.data() : rows, layer.halo_size(),
-                                 c.targets.data() + c.first_target[p], c.first_target[p + 1] - c.first_target[p],
+                                 c.exact_targets.data() + c.first_target[p],
+                                 c.first_target[p + 1] - c.first_target[p],
                                  weights_[l].feedforward.data(), c.in.padded_channels(),
                                  to + int64_t(r) * blocking_.steps * pitch + int64_t(p) * c.in.padded_channels(), pitch,
                                  false};
@@ -437,6 +437,7 @@ class BackwardWorker {
   const std::vector<TransposedWeights<Real>>& weights_;
   std::vector<std::vector<Partial<Real>>>& partials_;  // [layer][group]
   std::vector<LayerState<Real>> state_;
+  std::vector<NeuronConstants<Real>> constants_;
   Buffer<Real> input_rows_, transposed_;
   Buffer<Kept> kept_;
   Buffer<int32_t> words_, words_before_;

@@ -61,6 +61,10 @@ void to_channels_last(const Shape& shape, const Real* from, Real* to) {
 // The inverse. `from` may have rows with a halo; row_pitch is the distance between its rows in elements.
 template <class Real>
 void from_channels_last(const Shape& shape, const Real* from, int64_t row_pitch, Real* to) {
+  if (shape.positions() == 1) {
+    std::copy(from, from + shape.channels, to);
+    return;
+  }
   const int pitch = shape.padded_channels();
   for (int c = 0; c < shape.channels; ++c)
     for (int y = 0; y < shape.height; ++y)

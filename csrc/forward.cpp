@@ -35,6 +35,7 @@ void gather_rows(Real* to, const Real* const* rows, int n_rows, int length) {
 template <class Real>
 void inject_events(const Connection& c, const Real* weights, const uint32_t* codes, int n_events, const Real** rows,
                    Real* injected) {
+  if (n_events == 0) return;
   const int64_t channel_pitch = int64_t(c.taps()) * c.out.padded_channels();
   if (c.out.positions() == 1) {
     int n = 0;
@@ -97,6 +98,7 @@ class ForwardWorker {
     for (size_t l = 0; l < plan_.layers.size(); ++l) {
       const Layer& layer = plan_.layers[l];
       LayerState<Real>& s = state_[l];
+      constants_.emplace_back(layer);
       const int64_t n = layer.shape.padded_size();
       s.membrane.allocate(n), s.current.allocate(n), s.injected[0].allocate(n), s.injected[1].allocate(n);
       if (layer.kind == Kind::lif) {
@@ -209,7 +211,7 @@ class ForwardWorker {
   void advance_lif(size_t l, int64_t b, int64_t n, int q) {
     const Layer& layer = plan_.layers[l];
     LayerState<Real>& s = state_[l];
-    const NeuronConstants<Real> k(layer);
+    const NeuronConstants<Real>& k = constants_[l];
     const Shape& shape = layer.shape;
     Real *membrane = s.membrane.data(), *current = s.current.data(), *into = injected(l, n);
     const Real* bias = !plain && weights_[l].bias.size() ? weights_[l].bias.data() : nullptr;
@@ -267,7 +269,7 @@ class ForwardWorker {
   void advance_readout(size_t l, int64_t b, int64_t n) {
     const Layer& layer = plan_.layers[l];
     LayerState<Real>& s = state_[l];
-    const NeuronConstants<Real> k(layer);
+    const NeuronConstants<Real>& k = constants_[l];
     Real* into = injected(l, n);
     for (int64_t v = 0; v < s.membrane.size(); v += S::lanes) {
       const auto u = S::load(s.membrane.data() + v);
@@ -318,7 +320,7 @@ class ForwardWorker {
     LayerState<Real>& s = state_[l];
     const Shape& shape = layer.shape;
     if (layer.kind == Kind::current) return;
-    const NeuronConstants<Real> k(layer);
+    const NeuronConstants<Real>& k = constants_[l];
     const int64_t n = problem_.n_steps;
     const Real* last = injected(l, n);  // J[n - 1 - delay]
     for (int64_t v = 0; v < s.current.size(); v += S::lanes)
@@ -327,10 +329,10 @@ class ForwardWorker {
     if (p.current) from_channels_last(shape, s.current.data(), sample(p.current, shape, b));
     if (p.pending && layer.delay) from_channels_last(shape, injected(l, n - 1), sample(p.pending, shape, b));
     if (p.counts) {
-      Real* counts = sample(p.counts, shape, b);
-      for (int c = 0; c < shape.channels; ++c)
-        for (int i = 0; i < shape.positions(); ++i)
-          *counts++ = Real(s.counts[int64_t(i) * shape.padded_channels() + c]);
+      // The injected current is not needed any more: room for the counts as numbers.
+      Real* counts = injected(l, n);
+      for (int64_t i = 0; i < s.counts.size(); ++i) counts[i] = Real(s.counts[i]);
+      from_channels_last(shape, counts, sample(p.counts, shape, b));
     }
     if (layer.kind == Kind::readout_max) {
       from_channels_last(shape, s.best.data(), sample(problem_.output, shape, b));
@@ -342,6 +344,7 @@ class ForwardWorker {
   const Plan& plan_;
   const std::vector<SharedWeights<Real>>& weights_;
   std::vector<LayerState<Real>> state_;
+  std::vector<NeuronConstants<Real>> constants_;
   Events input_events_;
   Buffer<uint32_t> input_codes_;
   Buffer<const Real*> rows_;

@@ -65,6 +65,9 @@ void Connection::build() {
                              (tap_y * kernel_w + run.slot) * channels, run.length * channels});
       first_target.push_back(int(targets.size()));
     }
+  exact_targets = targets;
+  for (Target& target : exact_targets)
+    if (target.length == channels) target.length = out.channels;
   first_row_target.assign(1, 0);
   row_targets.clear();
   for (int y = 0; y < in.height; ++y) {

@@ -43,6 +43,7 @@ struct Connection {
   std::vector<int> slot_of_tap;       // kernel_w
   std::vector<int> first_target;      // in.positions() + 1
   std::vector<Target> targets;
+  std::vector<Target> exact_targets;  // the same for input gradients: single positions end at their last real channel
   // Rows of a recurrent (stride 1, "same") connection seen from a source row: the kernel rows that reach it.
   std::vector<int> first_row_target;  // in.height + 1
   std::vector<Target> row_targets;

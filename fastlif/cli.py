@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,6 +111,8 @@ def train(
             torch.set_num_threads(threads)
         folder = out if out is not None else _default_folder(config)
         task = load_task(config, data)
+        # What exists by now stays: the collector need not walk through it between the batches.
+        gc.freeze()
         with ConsoleReporter(console, quiet=quiet) as reporter:
             result = run_training(config, task, folder, resume=resume, reporter=reporter)
     except (ValueError, FileNotFoundError) as error:

@@ -7,7 +7,7 @@ from torch import nn
 
 from fastlif.init import fluctuation_driven_
 from fastlif.layers.base import StackLayer, decay_per_step
-from fastlif.ops.plan import Connection, LayerPlan, surrogate_scale
+from fastlif.ops.plan import Connection, LayerPlan, layer_plan, surrogate_scale
 
 
 class LIF(StackLayer):
@@ -69,7 +69,7 @@ class LIF(StackLayer):
         recurrent_kernel: tuple[int, int] | None = None,
     ) -> LayerPlan:
         """Plan of these neurons with the given synapses."""
-        return LayerPlan(
+        return layer_plan(
             "lif",
             features,
             feedforward,

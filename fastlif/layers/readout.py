@@ -12,7 +12,7 @@ from fastlif.layers.base import StackLayer, decay_per_step
 from fastlif.layers.linear import check_in_features
 from fastlif.layers.neuron import check_counts
 from fastlif.ops import LayerPlan, LIFState
-from fastlif.ops.plan import dense_connection, readout_kind
+from fastlif.ops.plan import dense_connection, layer_plan, readout_kind
 
 
 class LIReadout(StackLayer):
@@ -80,7 +80,7 @@ class LIReadout(StackLayer):
         """What this layer computes for inputs of shape (n_steps, batch, *input_features)."""
         check_in_features(input_features, self.in_features)
         tau_mem = n_steps * self.dt if self.tau_mem is None else self.tau_mem
-        return LayerPlan(
+        return layer_plan(
             readout_kind(self.reduction),
             (self.out_features,),
             dense_connection(input_features, self.out_features),

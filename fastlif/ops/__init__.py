@@ -198,7 +198,7 @@ def _conv(
     link, features = conv_connection(
         tuple(spikes.shape[2:]),
         out_channels,
-        kernel=kernel,
+        kernel=tuple(kernel),
         stride=as_sizes("stride", stride, len(kernel)),
         padding=as_sizes("padding", padding, len(kernel)),
         dilation=as_sizes("dilation", dilation, len(kernel)),

@@ -10,14 +10,17 @@ operation's schema can carry, and `decode` turns them back.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from fastlif.spikes import spatial_shape
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 KINDS = ("lif", "readout_max", "readout_trace", "current")
 INTS_PER_LAYER = 28
@@ -118,12 +121,29 @@ def convolved_size(
     return (out[0], out[1])
 
 
+def remembered(function: _Function) -> _Function:
+    """Cache results by arguments, which must be hashable: a training loop asks the same each step.
+
+    torch.compile traces the function itself.
+    """
+    memory = lru_cache(maxsize=256)(function)
+
+    @wraps(function)
+    def ask(*args: Any, **kwargs: Any) -> Any:
+        chosen = function if torch.compiler.is_compiling() else memory
+        return chosen(*args, **kwargs)
+
+    return cast(_Function, ask)
+
+
+@remembered
 def dense_connection(in_features: Sequence[int], out_features: int) -> Connection:
     """All-to-all synapse from neurons of any feature shape to `out_features` neurons."""
     in_shape = spatial_shape(in_features)
     return Connection(in_shape, (out_features, 1, 1), kernel=in_shape[1:])
 
 
+@remembered
 def conv_connection(
     in_features: Sequence[int],  # (C, L) or (C, H, W)
     out_channels: int,
@@ -255,6 +275,12 @@ class LayerPlan:
         return (channels, channels, *self.recurrent_kernel)
 
 
+@remembered
+def layer_plan(*args: Any, **kwargs: Any) -> LayerPlan:
+    """`LayerPlan(...)`, checked once for the same arguments."""
+    return LayerPlan(*args, **kwargs)
+
+
 def check_stack(plans: Sequence[LayerPlan]) -> None:
     """ValueError unless the layers can follow one another."""
     if not plans:
@@ -282,6 +308,11 @@ def encode(plans: Sequence[LayerPlan]) -> tuple[tuple[int, ...], tuple[float, ..
     kernel h, w; detach_reset, delay; zeros up to 28.
     Floats of a layer: decay_mem, decay_syn, threshold, surrogate_slope, surrogate_scale.
     """
+    return _encode(tuple(plans))
+
+
+@remembered
+def _encode(plans: tuple[LayerPlan, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
     ints: list[int] = [len(plans)]
     floats: list[float] = []
     for plan in plans:
@@ -305,7 +336,7 @@ def encode(plans: Sequence[LayerPlan]) -> tuple[tuple[int, ...], tuple[float, ..
     return tuple(ints), tuple(float(value) for value in floats)
 
 
-@lru_cache(maxsize=128)  # an operation decodes the same plans at every training step
+@remembered
 def decode(ints: tuple[int, ...], floats: tuple[float, ...]) -> tuple[LayerPlan, ...]:
     """Give back the plans that `encode` was given; ValueError when the lengths do not fit."""
     n_layers = ints[0] if ints else 0

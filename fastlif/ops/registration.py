@@ -8,7 +8,6 @@ also serves `torch.func.grad`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -239,8 +238,7 @@ def run_stack(
     flat = [t for layer in tensors for t in _flat_tensors(layer, flat_input)]
     dtype = _dtype(input, tensors)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (flat_input, *flat))
-    code = encode(plans) if torch.compiler.is_compiling() else _encoded(tuple(plans))
-    options = (*code, tuple(input.shape), dtype, exact_membrane)
+    options = (*encode(plans), tuple(input.shape), dtype, exact_membrane)
     outputs = StackOutputs.grouped(_Stack.apply(options, keep, flat_input, *flat))
     counts = tuple(
         layer.counts
@@ -256,9 +254,6 @@ def run_stack(
         for layer, plan in zip(outputs.layers, plans, strict=True)
     )
     return StackResult(outputs.output, counts, states)
-
-
-_encoded = lru_cache(maxsize=128)(encode)
 
 
 def _flat_tensors(layer: LayerTensors, like: Tensor) -> list[Tensor]:
