@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,14 +26,19 @@ X86 = {
 
 
 def compiler() -> str:
-    """The C++ compiler: $CXX, g++ or clang++."""
-    for name in (os.environ.get("CXX"), "g++", "clang++"):
-        if name and shutil.which(name.split()[0]):
-            return name
+    """The C++ compiler: $CXX if set, else g++."""
+    chosen = os.environ.get("CXX") or "g++"
+    if shutil.which(shlex.split(chosen)[0]):
+        return chosen
     raise SystemExit(
-        "fastlif needs a C++17 compiler to build its kernels and found none: install g++ "
-        "(Debian, Ubuntu: apt-get install g++) or clang++, or set CXX to one"
+        f"fastlif needs a C++17 compiler to build its kernels and did not find {chosen!r}: install "
+        "g++ (Debian, Ubuntu: apt-get install g++), or set CXX to a compiler that is there"
     )
+
+
+def escaped(path: Path) -> str:
+    """A path as ninja wants it in a build line."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
 
 
 def ninja_file(target: Path) -> str:
@@ -43,7 +50,8 @@ def ninja_file(target: Path) -> str:
     import pybind11
 
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    include = f"-I{sysconfig.get_paths()['include']} -I{pybind11.get_include()}"
+    folders = (sysconfig.get_paths()["include"], pybind11.get_include())
+    include = " ".join(shlex.quote(f"-I{folder}") for folder in folders)
     openmp = "" if sys.platform == "darwin" else "-fopenmp"
     mac = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
     warnings = "-Wall -Wextra -Wno-maybe-uninitialized -Wno-psabi"
@@ -61,7 +69,8 @@ def ninja_file(target: Path) -> str:
 
     def add(source: str, name: str, extra: str) -> None:
         objects.append(f"{name}.o")
-        lines.extend([f"build {name}.o: cxx {ROOT / 'csrc' / source}", f"  extra = {extra}"])
+        path = escaped(ROOT / "csrc" / source)
+        lines.extend([f"build {name}.o: cxx {path}", f"  extra = {extra}"])
 
     for isa, options in (X86 if x86 else {"baseline": ""}).items():
         for source, contraction in KERNELS.items():
@@ -70,7 +79,7 @@ def ninja_file(target: Path) -> str:
             )
     for source in PLAIN:
         add(source, Path(source).stem, "")
-    return "\n".join([*lines, f"build {target}: link {' '.join(objects)}", ""])
+    return "\n".join([*lines, f"build {escaped(target)}: link {' '.join(objects)}", ""])
 
 
 class NinjaBuild(build_ext):

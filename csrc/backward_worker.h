@@ -205,11 +205,12 @@ class BackwardWorker {
     for (int r = 0; r < samples_; ++r)
       for (int q = 0; q < steps_; ++q) {
         Real* to = spike_row(l, r, q);
+        std::fill(to, to + shape.padded_size(), Real(0));  // pads too: the recurrent product adds to them
         if (problem_.grad_output)
-          to_channels_last(shape, sample(problem_.grad_output, shape,
-                                         (word_ * kWordSteps + first_ + q) * problem_.batch + first_sample_ + r), to);
-        else
-          std::fill(to, to + shape.padded_size(), Real(0));
+          to_channels_last(shape,
+                           sample(problem_.grad_output, shape,
+                                  (word_ * kWordSteps + first_ + q) * problem_.batch + first_sample_ + r),
+                           to);
       }
   }
 

@@ -9,10 +9,6 @@
 #include <new>
 #include <utility>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 namespace fastlif {
 
 template <class T>

@@ -153,7 +153,8 @@ class ForwardWorker {
     }
   }
 
-  // The current that enters I at this step: J[n - 1 - delay]; overwritten by J[n] (plan: injected by parity when delayed).
+  // Holds J[n - 1 - delay], the current that enters I at this step, until J[n] takes its place. With a delay two buffers
+  // alternate.
   Real* injected(size_t l, int64_t n) {
     return state_[l].injected[plan_.layers[l].delay ? n & 1 : 0].data();
   }
@@ -236,7 +237,7 @@ class ForwardWorker {
         for (int v = 0; v < kBlock; v += S::lanes) {
           auto u = S::load(membrane + v), i = S::load(current + v);
           if (!first) i = next_current(k, i, S::load(into + v));
-          const auto spike = u > k.threshold;
+          const typename S::mask spike = u > k.threshold;
           S::store_words(words + v, S::load_words(words + v) | (S::narrow(spike) & bit));
           fired |= movemask(spike) << v;
           const auto charged = charged_membrane(k, u, i);
@@ -277,7 +278,8 @@ class ForwardWorker {
       if (!first) i = next_current(k, i, S::load(into + v));
       if (layer.kind == Kind::readout_max) {
         const auto best = S::load(s.best.data() + v);
-        const auto better = ~(u <= best);  // true for NaN, which must not be lost; the first of equals stays
+        // The first of equals stays, and so does the first NaN, which must not be lost.
+        const typename S::mask better = ~(u <= best) & (best == best);
         S::store(s.best.data() + v, S::select(better, u, best));
         const auto take = S::narrow(better);
         const auto step = S::load_words(s.best_step.data() + v);

@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace fastlif {
@@ -109,10 +110,14 @@ Plan Plan::decode(const std::vector<int64_t>& ints, const std::vector<double>& f
     layer.delay = int(i[21]);
     layer.decay_mem = f[0], layer.decay_syn = f[1], layer.threshold = f[2];
     layer.surrogate_slope = f[3], layer.surrogate_scale = f[4];
-    if (layer.shape.channels > 65535 || layer.shape.positions() > 65535 ||
-        (layer.has_feedforward && (layer.feedforward.in.channels > 65535 || layer.feedforward.in.positions() > 65535)))
-      throw std::invalid_argument("layer " + std::to_string(l) +
-                                  ": at most 65535 channels and 65535 positions are supported");
+    // Offsets into one map and into the weights of one source channel are 32-bit.
+    const int64_t channels = layer.shape.padded_channels();
+    const int64_t halo_size = (int64_t(layer.shape.width) + 2 * layer.halo()) * layer.shape.height * channels;
+    const int64_t taps = std::max(layer.feedforward.taps(), layer.recurrence.taps());
+    if (halo_size > INT32_MAX || taps * channels > INT32_MAX)
+      throw std::invalid_argument("layer " + std::to_string(l) + ": a map of " + std::to_string(halo_size) +
+                                  " neurons or kernels of " + std::to_string(taps * channels) +
+                                  " weights per input channel are too large, at most 2147483647 are supported");
     layer.feedforward.halo = layer.halo();  // the gradient of the layer's current is stored with this halo
     if (layer.has_feedforward) layer.feedforward.build();
     if (layer.recurrent) layer.recurrence.build();

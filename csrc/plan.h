@@ -48,11 +48,10 @@ struct Connection {
   std::vector<int> first_row_target;  // in.height + 1
   std::vector<Target> row_targets;
 
-  int taps() const { return kernel_h * kernel_w; }
+  int64_t taps() const { return int64_t(kernel_h) * kernel_w; }
   int64_t packed_size() const { return int64_t(in.channels) * taps() * out.padded_channels(); }
   int64_t packed_transposed_size() const { return int64_t(taps()) * out.padded_channels() * in.padded_channels(); }
   int halo_row() const { return (out.width + 2 * halo) * out.padded_channels(); }  // elements in a row with halo
-  int64_t halo_size() const { return int64_t(out.height) * halo_row(); }
   void build();  // fills the tables; halo must be set
 };
 

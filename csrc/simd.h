@@ -66,9 +66,10 @@ inline Simd<double>::vec absolute(Simd<double>::vec v) {
   return (Simd<double>::vec)((Simd<double>::mask)v & 0x7fffffffffffffff);
 }
 
-// 1 / v for v >= 1, within 2 units in the last place.
+// 1 / v for v >= 1, within 2 units in the last place; not 0 but tiny for infinity, where the step would give NaN.
 inline Simd<float>::vec reciprocal(Simd<float>::vec v) {
 #if defined(__AVX512F__)
+  v = (Simd<float>::vec)_mm512_min_ps(_mm512_set1_ps(3.4e38f), (__m512)v);  // in this order, NaN stays
   const auto guess = (Simd<float>::vec)_mm512_rcp14_ps((__m512)v);
   return guess * (2.0f - v * guess);
 #else
@@ -105,16 +106,51 @@ struct Half {
   uint16_t bits;
 };
 
+#if !defined(__F16C__) && !defined(__AVX512F__)
+// Round to nearest, ties to even; |x| <= 65504 or NaN.
+inline uint16_t half_from_float(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);  // NaN
+  if (magnitude < 0x38800000u) {                                // subnormal in float16: units of 2^-24
+    float absolute_value;
+    std::memcpy(&absolute_value, &magnitude, 4);
+    const float shifted = absolute_value + 0.5f;  // the unit in the last place of 0.5 is 2^-24: the sum rounds
+    uint32_t sum;
+    std::memcpy(&sum, &shifted, 4);
+    return uint16_t(sign | (sum - 0x3f000000u));
+  }
+  const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
+  return uint16_t(sign | ((rounded - 0x38000000u) >> 13));
+}
+
+inline float float_from_half(uint16_t half) {
+  const uint32_t sign = uint32_t(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+  uint32_t bits;
+  if (magnitude < 0x0400u) {
+    const float value = float(magnitude) * 5.9604644775390625e-8f;  // 2^-24
+    std::memcpy(&bits, &value, 4);
+  } else {
+    bits = (magnitude << 13) + (magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u);
+  }
+  bits |= sign;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+#endif
+
+// Saturates at the largest float16: an infinite distance would turn gradients into NaN. NaN itself stays.
 inline void store_kept(Half* p, Simd<float>::vec v) {
+  v = v > 65504.0f ? Simd<float>::all(65504.0f) : v;
+  v = v < -65504.0f ? Simd<float>::all(-65504.0f) : v;
 #if defined(__AVX512F__)
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else
-  for (int i = 0; i < Simd<float>::lanes; ++i) {
-    const _Float16 h = _Float16(v[i]);
-    std::memcpy(p + i, &h, 2);
-  }
+  for (int i = 0; i < Simd<float>::lanes; ++i) p[i].bits = half_from_float(v[i]);
 #endif
 }
 inline void store_kept(float* p, Simd<float>::vec v) { Simd<float>::store(p, v); }
@@ -127,11 +163,7 @@ inline Simd<float>::vec load_kept(const Half* p) {
   return (Simd<float>::vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #else
   Simd<float>::vec v;
-  for (int i = 0; i < Simd<float>::lanes; ++i) {
-    _Float16 h;
-    std::memcpy(&h, p + i, 2);
-    v[i] = float(h);
-  }
+  for (int i = 0; i < Simd<float>::lanes; ++i) v[i] = float_from_half(p[i].bits);
   return v;
 #endif
 }

@@ -13,6 +13,7 @@ from fastlif import extension
 
 WORD_STEPS = 32
 KERNEL_DTYPES = (torch.float32, torch.float64)
+INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def n_words(n_steps: int) -> int:
@@ -20,7 +21,7 @@ def n_words(n_steps: int) -> int:
     return (n_steps + WORD_STEPS - 1) // WORD_STEPS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedSpikes:
     """Spikes of shape (time, batch, *features), one bit each.
 
@@ -117,8 +118,10 @@ class PackedSpikes:
     @staticmethod
     def pack(dense: Tensor) -> PackedSpikes:
         """Pack a (time, batch, *features) tensor of zeros and ones; ValueError for other values."""
-        if dense.dim() < 3:
-            raise ValueError(f"dense must be (time, batch, *features), got {tuple(dense.shape)}")
+        if dense.dim() < 3 or dense.numel() == 0:
+            raise ValueError(
+                f"dense must be (time, batch, *features), none empty, got {tuple(dense.shape)}"
+            )
         if dense.device.type != "cpu":
             raise ValueError(f"dense must be on cpu to be packed, got {dense.device}")
         dense = dense.detach()
@@ -131,8 +134,8 @@ class PackedSpikes:
 
     @staticmethod
     def from_events(
-        step: Tensor,  # (events,) int32, of all samples one after the other
-        feature: Tensor,  # (events,) int32, neuron in channels-last order
+        step: Tensor,  # (events,) integers, of all samples one after the other
+        feature: Tensor,  # (events,) integers, neuron in channels-last order
         offsets: Tensor,  # (batch + 1,) int64: events of sample b are offsets[b] .. offsets[b+1]
         *,
         n_steps: int,
@@ -144,17 +147,30 @@ class PackedSpikes:
         ValueError for a feature out of range or offsets that do not fit.
         """
         features = tuple(features)
-        if step.shape != feature.shape or step.dim() != 1:
+        size = math.prod(spatial_shape(features))
+        if n_steps < 1:
+            raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+        for name, tensor in (("step", step), ("feature", feature), ("offsets", offsets)):
+            if tensor.device.type != "cpu" or tensor.dim() != 1 or tensor.dtype not in INTEGERS:
+                raise ValueError(
+                    f"{name} must be a one-dimensional integer tensor on cpu, got "
+                    f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+                )
+        if step.shape != feature.shape:
             raise ValueError(
-                f"step and feature must be one-dimensional and equally long, "
-                f"got {tuple(step.shape)} and {tuple(feature.shape)}"
+                f"step and feature must be equally long, got {len(step)} and {len(feature)}"
             )
-        step, feature = step.to(torch.int32).contiguous(), feature.to(torch.int32).contiguous()
+        # Before the numbers are narrowed: out of range must stay out of range.
+        outside = (feature < 0) | (feature >= size)
+        if bool(outside.any()):
+            raise ValueError(f"feature must be in [0, {size}), got {int(feature[outside][0])}")
+        step, feature = step.clamp(-1, n_steps).to(torch.int32), feature.to(torch.int32)
+        step, feature = step.contiguous(), feature.contiguous()
         offsets = offsets.to(torch.int64).contiguous()
         rises = len(offsets) >= 1 and not bool((offsets.diff() < 0).any())
         if not rises or int(offsets[0]) != 0 or int(offsets[-1]) != len(step):
             raise ValueError(f"offsets must rise from 0 to the number of events, {len(step)}")
-        batch, size = len(offsets) - 1, math.prod(features)
+        batch = len(offsets) - 1
         words = torch.empty((n_words(n_steps), batch, size), dtype=torch.int32)
         extension.load().pack_events(
             step.data_ptr(),

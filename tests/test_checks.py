@@ -46,8 +46,8 @@ def test_what_fits_runs(backend):
             r"state.synaptic_current must have shape \(2, 3, 6\)",
         ),
         (
-            {"state": LIFState(pending_current=torch.ones(2, 3, 6).double())},
-            "state.pending_current must have dtype torch.float32",
+            {"state": LIFState(None, torch.ones(2, 3, 6).double())},
+            "state.synaptic_current must have dtype torch.float32",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 import fastlif
 from fastlif import ops
 from fastlif.ops import cpu, registration
-from fastlif.ops.layout import Saved, StackOutputs
+from fastlif.ops.layout import StackOutputs
 from fastlif.ops.plan import encode
 from fastlif.spikes import PackedSpikes
 
@@ -35,13 +35,7 @@ def test_opcheck(case, delay, packed):
     torch.library.opcheck(torch.ops.fastlif.stack_forward.default, arguments)
     input, flat, ints, floats, shape, dtype, exact, _ = arguments
     outputs = StackOutputs.grouped(torch.ops.fastlif.stack_forward(*arguments))
-    saved = Saved(
-        outputs.best_step,
-        outputs.input_words,
-        outputs.is_binary,
-        [layer.kept for layer in outputs.layers],
-        [layer.words for layer in outputs.layers],
-    ).flat()
+    saved = outputs.saved().flat()
     none = torch.empty(0)
     needs = [not packed, *(t.numel() > 0 for t in flat)]
     torch.library.opcheck(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fastlif.ops.plan import LayerPlan, LayerTensors, check_stack, spatial_shape
+from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, check_stack, spatial_shape
 from fastlif.spikes import PackedSpikes
 
 BACKENDS = ("reference", "cpu")
@@ -72,6 +72,12 @@ def _check_shapes(where: str, plan: LayerPlan, tensors: LayerTensors, batch: int
     recurrent_shape = None if view is None else _weight_shape(view, plan)
     _check_shape(f"{where}recurrent_weight", tensors.recurrent_weight, recurrent_shape)
     if tensors.state is not None:
+        if not isinstance(tensors.state, LIFState):
+            raise TypeError(f"{where}state must be a LIFState, got {type(tensors.state).__name__}")
+        if tensors.state.pending_current is not None and plan.delay == 0:
+            raise ValueError(
+                f"{where}state.pending_current must be None with delay 0, got a tensor"
+            )
         state_shape = None if plan.kind == "current" else (batch, *plan.features)
         for name, value in tensors.state._asdict().items():
             if value is not None:

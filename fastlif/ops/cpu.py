@@ -144,11 +144,13 @@ def forward(
     )
     problem.forward(_precision(dtype, exact))
     flag = torch.tensor([is_binary], dtype=torch.bool)
-    # A tensor handed in must not be handed out again: packed input is kept by the caller.
-    words_out = words if keep and input.dtype != torch.int32 else none
-    if words_out.numel() == 0:
-        words_out = torch.zeros(shapes.input_words if keep else (0,), dtype=torch.int32)
-    return StackOutputs(output, best_step, words_out, flag, layers)
+    # A tensor handed in must not be handed out again: packed input is kept by the caller. The shape
+    # handed out must not depend on the values.
+    if not keep or input.dtype == torch.int32:
+        words = none
+    elif not is_binary:
+        words = torch.zeros(shapes.input_words, dtype=torch.int32)
+    return StackOutputs(output, best_step, words, flag, layers)
 
 
 def backward(

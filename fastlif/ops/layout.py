@@ -43,26 +43,6 @@ class LayerOutputs(NamedTuple):
     pending_current: Tensor  # only with delay 1
 
 
-class StackOutputs(NamedTuple):
-    """What the forward pass gives."""
-
-    output: Tensor
-    best_step: Tensor  # int32 (batch, *features): step of the maximum of a "readout_max"
-    input_words: Tensor  # int32: the input packed, when it was dense and binary
-    is_binary: Tensor  # bool (1,)
-    layers: list[LayerOutputs]
-
-    def flat(self) -> list[Tensor]:
-        """As the raw operation returns it."""
-        return [*self[:4], *(tensor for layer in self.layers for tensor in layer)]
-
-    @staticmethod
-    def grouped(flat: Sequence[Tensor]) -> StackOutputs:
-        """The inverse of `flat`."""
-        layers = [LayerOutputs(*group) for group in per_layer(flat[4:])]
-        return StackOutputs(flat[0], flat[1], flat[2], flat[3], layers)
-
-
 class Saved(NamedTuple):
     """The outputs of the forward pass that the backward pass reads."""
 
@@ -81,6 +61,32 @@ class Saved(NamedTuple):
         """The inverse of `flat`."""
         layers = (len(flat) - 3) // 2
         return Saved(flat[0], flat[1], flat[2], flat[3 : 3 + layers], flat[3 + layers :])
+
+
+class StackOutputs(NamedTuple):
+    """What the forward pass gives."""
+
+    output: Tensor
+    best_step: Tensor  # int32 (batch, *features): step of the maximum of a "readout_max"
+    input_words: Tensor  # int32: the input packed, when it was dense and binary
+    is_binary: Tensor  # bool (1,)
+    layers: list[LayerOutputs]
+
+    def saved(self) -> Saved:
+        """What of it the backward pass reads."""
+        kept = [layer.kept for layer in self.layers]
+        words = [layer.words for layer in self.layers]
+        return Saved(self.best_step, self.input_words, self.is_binary, kept, words)
+
+    def flat(self) -> list[Tensor]:
+        """As the raw operation returns it."""
+        return [*self[:4], *(tensor for layer in self.layers for tensor in layer)]
+
+    @staticmethod
+    def grouped(flat: Sequence[Tensor]) -> StackOutputs:
+        """The inverse of `flat`."""
+        layers = [LayerOutputs(*group) for group in per_layer(flat[4:])]
+        return StackOutputs(flat[0], flat[1], flat[2], flat[3], layers)
 
 
 @dataclass(frozen=True)

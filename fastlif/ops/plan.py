@@ -52,6 +52,18 @@ class StackResult(NamedTuple):
     states: tuple[LIFState, ...]  # one per layer
 
 
+MOST_CHANNELS = MOST_POSITIONS = 65535  # an event is one 32-bit code: position and channel
+
+
+def _check_map(name: str, shape: tuple[int, int, int]) -> None:
+    channels, height, width = shape
+    if channels > MOST_CHANNELS or height * width > MOST_POSITIONS:
+        raise ValueError(
+            f"{name} must have at most {MOST_CHANNELS} channels and {MOST_POSITIONS} positions "
+            f"(height x width), got {shape}"
+        )
+
+
 def _check_ints(name: str, values: tuple[int, ...], length: int, minimum: int) -> None:
     whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
     if len(values) != length or not whole or min(values) < minimum:
@@ -76,6 +88,7 @@ class Connection:
     def __post_init__(self) -> None:
         _check_ints("in_shape", self.in_shape, 3, 1)
         _check_ints("out_shape", self.out_shape, 3, 1)
+        _check_map("in_shape", self.in_shape)
         _check_ints("kernel", self.kernel, 2, 1)
         _check_ints("stride", self.stride, 2, 1)
         _check_ints("padding", self.padding, 2, 0)
@@ -166,6 +179,10 @@ def conv_connection(
         _pair(values, fill)
         for values, fill in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
     )
+    for name, values, minimum in zip(
+        ("kernel", "stride", "padding", "dilation"), pairs, (1, 1, 0, 1), strict=True
+    ):
+        _check_ints(name, values, 2, minimum)
     size = convolved_size(in_shape[1:], *pairs)
     connection = Connection(in_shape, (out_channels, *size), *pairs)
     return connection, (out_channels, *size[2 - n_spatial :])
@@ -226,6 +243,7 @@ class LayerPlan:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         shape = spatial_shape(self.features)
         _check_ints("features", self.features, len(self.features), 1)
+        _check_map("features", shape)
         for name in ("decay_mem", "decay_syn"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:  # also refuses NaN

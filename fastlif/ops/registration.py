@@ -25,7 +25,7 @@ from fastlif.ops.layout import (
     StackShapes,
     kept_dtype,
 )
-from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, StackResult, encode
+from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, StackResult, decode, encode
 from fastlif.spikes import PackedSpikes
 
 _library = torch.library.Library("fastlif", "DEF")
@@ -115,7 +115,7 @@ def _forward_fake(
     return StackOutputs(
         empty(shapes.output),
         empty(shapes.best_step, torch.int32),
-        empty(shapes.input_words if keep else (0,), torch.int32),
+        empty(shapes.input_words if keep and input.dtype != torch.int32 else (0,), torch.int32),
         empty((1,), torch.bool),
         layers,
     ).flat()
@@ -163,24 +163,19 @@ class _Stack(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         options, _, input, *tensors = inputs
-        outputs = StackOutputs.grouped(output)
-        saved = Saved(
-            outputs.best_step,
-            outputs.input_words,
-            outputs.is_binary,
-            [layer.kept for layer in outputs.layers],
-            [layer.words for layer in outputs.layers],
-        ).flat()
-        ctx.mark_non_differentiable(*saved)
+        saved = StackOutputs.grouped(output).saved()
+        ctx.mark_non_differentiable(*saved.flat())
         ctx.set_materialize_grads(False)
         ctx.options = options
         ctx.n_tensors = len(tensors)
-        # Binary input is kept as bits; a dense one is needed again only for its weight gradient.
-        takes_current = outputs.input_words.numel() == 0 and input.dtype != torch.int32
         if not torch.compiler.is_compiling() and input.dtype != torch.int32:
-            if takes_current or bool(outputs.is_binary):
+            # Binary input is kept as bits, other input as it is, a current not at all.
+            takes_current = decode(*options[:2])[0].feedforward is None
+            if takes_current or bool(saved.is_binary):
                 input = input.new_empty(0)
-        ctx.save_for_backward(input, *tensors, *saved)
+            else:
+                saved = saved._replace(input_words=saved.input_words.new_empty(0))
+        ctx.save_for_backward(input, *tensors, *saved.flat())
 
     @staticmethod
     @once_differentiable
