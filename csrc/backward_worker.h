@@ -7,6 +7,7 @@
 #include "block.h"
 #include "lif_step.h"
 #include "matmul.h"
+#include "retreat.h"
 #include "weight_gradient.h"
 
 namespace fastlif {
@@ -253,13 +254,7 @@ class BackwardWorker {
       layer.delay ? retreat_lif<false, true>(l, r, q) : retreat_lif<false, false>(l, r, q);
   }
 
-  // Neighbouring neurons of one sample at one step.
-  struct Run {
-    Real *grad_membrane, *grad_current, *next_charged, *grad_before;
-    const Real *grad_spikes, *grad_counts;
-    const Kept* kept;
-    const int32_t *words, *words_before;  // spikes at this step, and at the step before
-  };
+  using Run = NeuronRun<Real, Kept>;
 
   template <bool detach, bool delayed>
   void retreat_lif(size_t l, int r, int q) {
@@ -298,32 +293,6 @@ class BackwardWorker {
         if (run.words_before) run.words_before += advance;
       }
       run.grad_before = row_start + layer.halo_row();
-    }
-  }
-
-  template <bool detach, bool delayed>
-  static void retreat_run(const Layer& layer, const NeuronConstants<Real>& k, const Run& run, int length, int bit) {
-    const int bit_before = bit > 0 ? bit - 1 : kWordSteps - 1;
-    const int64_t ahead = 2 * layer.shape.size();  // kept values come from memory, in descending steps
-    for (int v = 0; v < length; v += S::lanes) {
-      __builtin_prefetch(run.kept + v - ahead);
-      const auto spike = S::widen((S::load_words(run.words + v) >> bit & 1) != 0);
-      auto grad_spike = S::load(run.grad_spikes + v) + S::load(run.grad_counts + v);
-      auto distance = load_kept(run.kept + v);
-      const auto grad_next = S::load(run.grad_membrane + v);
-      if (!detach) {
-        grad_spike -= S::load(run.next_charged + v) * grad_next;
-        S::store(run.next_charged + v, distance + k.threshold);
-        if (run.words_before)
-          distance = S::select(S::widen((S::load_words(run.words_before + v) >> bit_before & 1) != 0),
-                               S::all(-k.threshold), distance);
-      }
-      const auto unreset = S::select(spike, typename S::vec{}, grad_next);
-      const auto surrogate = k.scale * reciprocal(surrogate_denominator(k, absolute(distance)));
-      S::store(run.grad_membrane + v, membrane_adjoint(k, unreset, surrogate * grad_spike));
-      const auto later = S::load(run.grad_current + v), now = current_adjoint(k, later, unreset);
-      S::store(run.grad_current + v, now);
-      S::store(run.grad_before + v, delayed ? later : now);
     }
   }
 

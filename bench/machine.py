@@ -1,0 +1,105 @@
+"""Where and with what the numbers were made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+
+import fastlif
+from fastlif import extension
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine, the versions, and the commit of the code."""
+
+    cpu: str
+    cores: int
+    load: float  # of the last minute before the run: timings on a busy machine mean little
+    system: str
+    isa: str  # instruction set the kernels run with
+    threads: int
+    python: str
+    torch: str
+    numpy: str
+    fastlif: str
+    commit: str | None  # with "-dirty" when files differ from it; None outside a git checkout
+
+
+def describe_machine() -> Machine:
+    """This machine, now."""
+    return Machine(
+        cpu=_cpu_model(),
+        cores=os.cpu_count() or 0,
+        load=os.getloadavg()[0],
+        system=f"{platform.system()} {platform.machine()}",
+        isa=extension.load().isa(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=numpy.__version__,
+        fastlif=fastlif.__version__,
+        commit=_commit(),
+    )
+
+
+class OtherPrograms:
+    """Watches how much of the processor other programs use from its creation on."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def share(self) -> float | None:
+        """Mean share of all cores; None where the system does not tell (outside Linux)."""
+        end = self._now()
+        if self._start is None or end is None:
+            return None
+        wall, busy, own = (after - before for before, after in zip(self._start, end, strict=True))
+        return max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds of wall time, of all busy cores together, and of this process."""
+        try:
+            first_line = Path("/proc/stat").read_text().splitlines()[0]
+        except OSError:
+            return None
+        user, nice, system, _, _, irq, softirq, steal = map(int, first_line.split()[1:9])
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, time.process_time()
+
+
+def _cpu_model() -> str:
+    """The name, and what tells apart processors that hide theirs."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    fields = dict(
+        (part.strip() for part in line.split(":", 1)) for line in reversed(lines) if ":" in line
+    )
+    name = fields.get("model name", "unknown")
+    return f"{name} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def _commit() -> str | None:
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

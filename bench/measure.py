@@ -1,0 +1,143 @@
+"""Timing and memory of training steps, fastlif's and the loop's in turn."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastlif import PackedSpikes
+from fastlif.losses import lower_bound, max_over_time_cross_entropy, upper_bound
+from fastlif.models import Regularization
+from fastlif.optim import SMORMS3
+
+LEARNING_RATE = 5e-3
+Forward = Callable[[Tensor | PackedSpikes], tuple[Tensor, list[Tensor]]]  # scores, spike counts
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of the parts of one training step."""
+
+    forward: float  # with the loss
+    backward: float
+    optimizer: float
+
+    @property
+    def step(self) -> float:
+        """The whole step."""
+        return self.forward + self.backward + self.optimizer
+
+    def scaled(self, factor: float) -> StepTime:
+        """For a sample `factor` times as long; the optimizer does not see time."""
+        return StepTime(self.forward * factor, self.backward * factor, self.optimizer)
+
+
+class Trainer:
+    """Training steps that all start from the same weights, so that the firing rates stay."""
+
+    def __init__(
+        self, forward: Forward, network: nn.Module, bounds: Regularization, targets: Tensor
+    ) -> None:
+        self.forward = forward
+        self.bounds = bounds
+        self.targets = targets
+        self.parameters = list(network.parameters())
+        self.start = [copy.deepcopy(parameter.data) for parameter in self.parameters]
+        self.optimizer = SMORMS3(self.parameters, lr=LEARNING_RATE)
+
+    def loss(self, input: Tensor | PackedSpikes) -> Tensor:
+        """Cross-entropy of the maximum over time plus the preset's bounds."""
+        scores, counts = self.forward(input)
+        loss = max_over_time_cross_entropy(scores, self.targets)
+        bounds = self.bounds
+        loss = loss + upper_bound(counts, bounds.v_upper, bounds.upper_strength, bounds.upper_per)
+        if bounds.lower_strength > 0:
+            loss = loss + lower_bound(counts, bounds.v_lower, bounds.lower_strength)
+        return loss
+
+    def step(self, input: Tensor | PackedSpikes) -> StepTime:
+        """One timed step."""
+        begin = time.perf_counter()
+        loss = self.loss(input)
+        forward_done = time.perf_counter()
+        loss.backward()
+        backward_done = time.perf_counter()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        end = time.perf_counter()
+        if not math.isfinite(loss.item()):
+            raise ValueError(f"the loss of a timed step must be finite, got {loss.item()}")
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.start)
+        return StepTime(forward_done - begin, backward_done - forward_done, end - backward_done)
+
+    def kept_bytes(self, input: Tensor | PackedSpikes) -> int:
+        """Bytes that autograd keeps between forward and backward, beside input and parameters."""
+        given = input.words if isinstance(input, PackedSpikes) else input
+        not_counted = {t.untyped_storage().data_ptr() for t in (given, *self.parameters)}
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in not_counted:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = self.loss(input)  # alive while its graph is, so that no address is used twice
+        total = sum(sizes.values())
+        del loss
+        return total
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds over the repeats."""
+
+    median: float
+    smallest: float
+    largest: float
+
+    @staticmethod
+    def of(values: Iterable[float]) -> Spread:
+        """Median and range."""
+        seconds = list(values)
+        return Spread(statistics.median(seconds), min(seconds), max(seconds))
+
+
+@dataclass(frozen=True)
+class StepSpread:
+    """Spread of every part of a step; the parts' medians need not add up to the step's."""
+
+    forward: Spread
+    backward: Spread
+    optimizer: Spread
+    step: Spread
+
+    @staticmethod
+    def of(times: list[StepTime]) -> StepSpread:
+        """Over the repeats."""
+        names = ("forward", "backward", "optimizer", "step")
+        return StepSpread(*(Spread.of(getattr(time, name) for time in times) for name in names))
+
+
+def peak_rss(run: Callable[[], object]) -> int | None:
+    """Largest resident memory of this process in bytes while `run` runs; None outside Linux."""
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        run()
+        return None
+    reset.write_text("5")  # sets the peak back to the present size
+    run()
+    for line in status.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
