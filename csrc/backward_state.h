@@ -1,0 +1,40 @@
+// What the backward pass holds: weights, partial weight gradients, and gradients of a block of samples.
+#pragma once
+
+#include "buffer.h"
+#include "simd.h"
+
+namespace fastlif {
+namespace FASTLIF_ISA {
+namespace {  // a copy for each source file: forward and backward differ in contraction
+
+template <class Real>
+struct TransposedWeights {
+  Buffer<Real> feedforward, recurrence;
+};
+
+// Weight gradients of one group of samples, in the packed order of the weights. Which samples form a group depends on
+// the problem alone, and groups are added in order: the sum is the same for any number of threads.
+template <class Real>
+struct Partial {
+  Buffer<Real> feedforward, recurrence, bias;
+};
+
+struct Blocking {
+  int samples, steps;   // of a block and of a slice
+  int64_t group;        // samples whose weight gradients are summed in one place
+};
+
+template <class Real>
+struct LayerState {
+  // Per sample of the block, one after the other.
+  Buffer<Real> grad_membrane, grad_current, grad_counts, next_charged;
+  Buffer<Real> grad_injected;  // with halo: dL/dJ of the step before the slice in hand, dL/dI[n+1] (delayed: n+2)
+  Buffer<Real> grad_spikes;   // [sample][step of the slice][neuron, padded]: dL/dS, or dL/dU of a readout
+  Buffer<Real> grad_currents; // [sample][step of the slice][neuron with halo]: dL/dJ
+  Buffer<int32_t> best_step;
+};
+
+}  // namespace
+}  // namespace FASTLIF_ISA
+}  // namespace fastlif
