@@ -297,7 +297,7 @@ def test_shifted_channels() -> None:
 
 def test_real_recordings() -> None:
     folder = os.environ.get("FASTLIF_DATA")
-    if folder is None:
+    if not folder:
         pytest.skip("set FASTLIF_DATA to a folder with real event files to run this")
     train_path, test_path = find_event_files(folder)
     for path in (train_path, test_path):
