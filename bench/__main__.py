@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="name the cases")
     run = commands.add_parser("run", help="check and time training steps")
     run.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default all")
-    run.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    run.add_argument("--threads", type=int, help="CPU threads (default: 2; 1 with --quick)")
     run.add_argument("--repeats", type=int, help="timed steps of each kind (default: 7)")
     run.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there too")
     run.add_argument(
@@ -54,10 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser().error(f"unknown case {unknown[0]!r}: choose from {', '.join(CASES)}")
-    repeats = options.repeats or (2 if options.quick else 7)
-    if repeats < 1 or options.threads < 1:
+    defaults = (2, 1) if options.quick else (7, 2)
+    repeats, threads = (
+        default if value is None else value
+        for value, default in zip((options.repeats, options.threads), defaults, strict=True)
+    )
+    if repeats < 1 or threads < 1:
         parser().error("--repeats and --threads must be at least 1")
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(threads)
     machine, peak = describe_machine(), measure_peak(quick=options.quick)
     print(machine_text(machine, peak), flush=True)
     results = []
