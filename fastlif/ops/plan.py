@@ -10,17 +10,14 @@ operation's schema can carry, and `decode` turns them back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, wraps
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from fastlif.ops.remember import remembered
 from fastlif.spikes import spatial_shape
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 KINDS = ("lif", "readout_max", "readout_trace", "current")
 INTS_PER_LAYER = 28
@@ -132,21 +129,6 @@ def convolved_size(
             )
         out.append((padded - extent) // s + 1)
     return (out[0], out[1])
-
-
-def remembered(function: _Function) -> _Function:
-    """Cache results by arguments, which must be hashable: a training loop asks the same each step.
-
-    torch.compile traces the function itself.
-    """
-    memory = lru_cache(maxsize=256)(function)
-
-    @wraps(function)
-    def ask(*args: Any, **kwargs: Any) -> Any:
-        chosen = function if torch.compiler.is_compiling() else memory
-        return chosen(*args, **kwargs)
-
-    return cast(_Function, ask)
 
 
 @remembered
