@@ -1,0 +1,46 @@
+// One step back of one spiking neuron, the adjoint of lif_step.h on the GPU; csrc/retreat.h is its twin on vectors.
+#pragma once
+
+#include "../lif_step.h"
+#include "portable.h"
+
+namespace fastlif::cuda {
+
+// What dL/dU[n+1] leaves for the state at n: nothing where the spike at n reset the membrane.
+template <class Real>
+FASTLIF_BOTH inline Real unless_reset(bool spike, Real grad_membrane_next) {
+  return spike ? Real(0) : grad_membrane_next;
+}
+
+// What the forward pass left behind at step n. `kept_next` and `spike_before` matter only when the reset is
+// differentiated, and spike_before is false at step 0: then kept[0] is the initial membrane, which no spike reset.
+template <class Real>
+struct NeuronStep {
+  Real kept;       // U[n] - threshold; as charged, before the reset, when the reset is differentiated
+  Real kept_next;  // the same at n + 1
+  bool spike;
+  bool spike_before;
+};
+
+// dL/dU[n] from dL/dU[n+1] and dL/dS[n].
+template <class Real>
+FASTLIF_BOTH inline Real grad_membrane_at(const NeuronConstants<Real>& k, bool detach_reset, Real grad_membrane_next,
+                                          Real grad_spike, const NeuronStep<Real>& step) {
+  Real distance = step.kept;
+  if (!detach_reset) {
+    grad_spike -= (step.kept_next + k.threshold) * grad_membrane_next;
+    if (step.spike_before) distance = -k.threshold;
+  }
+  const Real magnitude = distance < Real(0) ? -distance : distance;
+  const Real surrogate = k.scale / surrogate_denominator(k, magnitude);
+  return membrane_adjoint(k, unless_reset(step.spike, grad_membrane_next), surrogate * grad_spike);
+}
+
+// dL/dI[n] from dL/dI[n+1] and dL/dU[n+1].
+template <class Real>
+FASTLIF_BOTH inline Real grad_current_at(const NeuronConstants<Real>& k, Real grad_current_next,
+                                         Real grad_membrane_next, bool spike) {
+  return current_adjoint(k, grad_current_next, unless_reset(spike, grad_membrane_next));
+}
+
+}  // namespace fastlif::cuda
