@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastlif import init, losses, ops, optim
 from fastlif.backends import Backend, backends, release_memory
+from fastlif.graph import GraphStep
 from fastlif.layers import (
     LIF,
     LIFConv1d,
@@ -33,6 +34,7 @@ except PackageNotFoundError:  # a source tree that was not installed
 __all__ = [
     "LIF",
     "Backend",
+    "GraphStep",
     "LIFConv1d",
     "LIFConv2d",
     "LIFLinear",

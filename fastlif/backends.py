@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+
+import torch
 
 from fastlif import extension
 
@@ -17,14 +20,32 @@ class Backend:
 
 
 def backends() -> list[Backend]:
-    """All backends of this version, the preferred first."""
+    """All backends of this version; those for a GPU first, the preferred before the other."""
     if extension.is_available():
         kernels = extension.load()
         others = ", ".join(name for name in kernels.isa_names() if name != kernels.isa())
         cpu = Backend("cpu", True, f"fused C++ kernels for {kernels.isa()} (also built: {others})")
     else:
         cpu = Backend("cpu", False, extension.reason())
-    return [cpu, Backend("reference", True, "plain PyTorch, any device; slow, the specification")]
+    reference = Backend("reference", True, "plain PyTorch, any device; slow, the specification")
+    return [_cuda(), _triton(), cpu, reference]
+
+
+def _gpu() -> str:
+    """Name of the GPU, "" without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def _cuda() -> Backend:
+    if not extension.is_available(extension.CUDA):
+        return Backend("cuda", False, extension.reason(extension.CUDA))
+    return Backend("cuda", bool(_gpu()), f"fused CUDA kernels on {_gpu() or 'no GPU'}")
+
+
+def _triton() -> Backend:
+    if importlib.util.find_spec("triton") is None:
+        return Backend("triton", False, "the package triton is not installed")
+    return Backend("triton", bool(_gpu()), f"Triton kernels on {_gpu() or 'no GPU'}")
 
 
 def release_memory() -> None:

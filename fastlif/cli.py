@@ -76,7 +76,12 @@ def train(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default: torch's own choice.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where to train: cpu, cuda, or auto for a GPU if there is one.")
+    ] = "cpu",
+    graph: Annotated[
+        bool, typer.Option("--graph/--no-graph", help="On a GPU: replay steps as a CUDA graph.")
+    ] = True,
     backend: Annotated[
         str | None, typer.Option(help="Kernels to use, as `fastlif info` lists them.")
     ] = None,
@@ -102,7 +107,8 @@ def train(
                 "sigma_u": sigma_u,
                 "dt": dt,
                 "channel_shift": channel_shift,
-                "device": device,
+                "device": _device(device),
+                "graph": graph,
                 "backend": backend,
             },
             {"upper_strength": upper_strength, "v_upper": v_upper},
@@ -133,6 +139,13 @@ def info() -> None:
     for backend in backends():
         table.add_row(backend.name, "yes" if backend.available else "no", backend.detail)
     Console().print(table)
+
+
+def _device(name: str) -> str:
+    """The device meant by `name`; a checkpoint keeps what "auto" was when the run began."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
 
 
 def _configure(

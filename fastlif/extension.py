@@ -1,4 +1,4 @@
-"""The compiled kernels, `fastlif._C`, or the reason why they are not there."""
+"""The compiled kernels, `fastlif._C` and `fastlif._cuda`, or the reason why they are not there."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ import importlib
 from functools import cache
 from types import ModuleType
 
+CPU, CUDA = "fastlif._C", "fastlif._cuda"
+_CURE = {
+    CPU: "Install fastlif with a C++17 compiler present, or use backend='reference'",
+    CUDA: "Install fastlif with CUDA's nvcc present, or use backend='triton'",
+}
+
 
 @cache
-def _import() -> ModuleType | ImportError:
+def _import(name: str) -> ModuleType | ImportError:
     import torch  # noqa: F401 - first, so that both use torch's OpenMP runtime
 
     try:
-        return importlib.import_module("fastlif._C")
+        return importlib.import_module(name)
     except ImportError as error:
         return error
 
 
-def is_available() -> bool:
+def is_available(name: str = CPU) -> bool:
     """Whether the compiled kernels can be loaded."""
-    return isinstance(_import(), ModuleType)
+    return isinstance(_import(name), ModuleType)
 
 
-def reason() -> str:
+def reason(name: str = CPU) -> str:
     """Why the kernels are not available; empty when they are."""
-    module = _import()
-    return "" if isinstance(module, ModuleType) else f"fastlif._C cannot be imported: {module}"
+    module = _import(name)
+    return "" if isinstance(module, ModuleType) else f"{name} cannot be imported: {module}"
 
 
-def load() -> ModuleType:
+def load(name: str = CPU) -> ModuleType:
     """The module; RuntimeError with the reason when it is not available."""
-    module = _import()
+    module = _import(name)
     if isinstance(module, ModuleType):
         return module
-    raise RuntimeError(
-        f"{reason()}. Install fastlif with a C++17 compiler present, or use backend='reference'"
-    )
+    raise RuntimeError(f"{reason(name)}. {_CURE[name]}")

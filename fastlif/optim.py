@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, overload
 
 import torch
@@ -25,32 +27,61 @@ class SMORMS3(Optimizer):
         s  = g1^2 / (g2 + eps)            in [0, 1]: share of the gradient that is not noise
         m  = 1 + m (1 - s)                                        (32)
         parameter -= g min(lr, s) / (sqrt(g2) + eps)              (33)
+        parameter  = max(parameter, minimum)                      if there is a minimum
 
-    The update is done for all parameters of a group at once with `torch._foreach_*`: a dozen
-    launches however many tensors there are, none of which waits for the device.
+    All state is on the device and nothing waits for it, so a step can be part of a CUDA graph. On
+    a GPU with Triton a contiguous float32 or float64 parameter takes one kernel launch; otherwise
+    all parameters of a group are updated at once with `torch._foreach_*`, a dozen launches.
 
     Args:
-        params: parameters or parameter groups, as for every torch optimizer.
-        lr: largest step size (eta in eq 33).
+        params: parameters or parameter groups, as for every torch optimizer. `lr`, `eps`,
+            `maximize` and `minimum` can be set per group.
+        lr: largest step size (eta in eq 33). A tensor of one element on the device of the
+            parameters is only read there, so it can change between replays of a CUDA graph.
         eps: keeps a parameter that never had a gradient from dividing by zero.
         maximize: go up the gradient instead of down.
+        minimum: parameters that fall below it are set to it after every step; 0.0 keeps the
+            weights of a Dalian network from changing sign. None: no bound.
 
     Raises:
-        ValueError: `lr` or `eps` is not finite and positive.
+        ValueError: `lr` or `eps` is not finite and positive, `minimum` is not finite, or a tensor
+            `lr` has more than one element.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]],
-        lr: float = 5e-3,
+        lr: float | Tensor = 5e-3,
         eps: float = 1e-16,
         *,
         maximize: bool = False,
+        minimum: float | None = None,
     ) -> None:
-        for name, number in (("lr", lr), ("eps", eps)):
-            if not (math.isfinite(number) and number > 0):
+        defaults = {"lr": lr, "eps": eps, "maximize": maximize, "minimum": minimum}
+        super().__init__(params, defaults | {"capturable": True})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; what it does not set is as in the constructor. Raises as that does."""
+        options = self.defaults | param_group
+        for name in ("lr", "eps"):
+            number = options[name]
+            if isinstance(number, Tensor):
+                if number.numel() != 1:
+                    raise ValueError(
+                        f"{name} must have one element, got shape {tuple(number.shape)}"
+                    )
+            elif not (math.isfinite(number) and number > 0):
                 raise ValueError(f"{name} must be finite and > 0, got {number}")
-        super().__init__(params, {"lr": lr, "eps": eps, "maximize": maximize})
+        minimum = options["minimum"]
+        if minimum is not None and not math.isfinite(minimum):
+            raise ValueError(f"minimum must be finite or None, got {minimum}")
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # saved before there was such an option
+            group.setdefault("minimum", None)
+            group.setdefault("capturable", True)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -75,34 +106,23 @@ class SMORMS3(Optimizer):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
-        if not parameters:
-            return
-        gradients = [p.grad for p in parameters]
-        if any(gradient.is_sparse for gradient in gradients):
+        if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
             raise RuntimeError("SMORMS3 needs dense gradients, got a sparse one")
-        states = [self._state_of(p) for p in parameters]
-        g1 = [state["g1"] for state in states]
-        g2 = [state["g2"] for state in states]
-        window = [state["m"] for state in states]
-        if group["maximize"]:
-            gradients = list(torch._foreach_neg(gradients))
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and any(p.device != lr.device for p in parameters):
+            lr = lr.item()
+        together, states = [], []
+        for parameter in parameters:
+            state = self._state_of(parameter)
+            if _has_kernel(parameter, state):
+                from fastlif import optim_triton  # deferred: takes a second to import
 
-        rate = torch._foreach_add(window, 1)
-        torch._foreach_reciprocal_(rate)
-        torch._foreach_lerp_(g1, gradients, rate)
-        torch._foreach_lerp_(g2, torch._foreach_mul(gradients, gradients), rate)
-
-        share = torch._foreach_mul(g1, g1)
-        torch._foreach_div_(share, torch._foreach_add(g2, group["eps"]))
-        # m <- 1 + m (1 - share), written as 1 + m - m share to save a launch.
-        torch._foreach_addcmul_(window, window, share, value=-1.0)
-        torch._foreach_add_(window, 1)
-
-        torch._foreach_clamp_max_(share, group["lr"])
-        torch._foreach_mul_(share, gradients)
-        scale = torch._foreach_sqrt(g2)
-        torch._foreach_add_(scale, group["eps"])
-        torch._foreach_addcdiv_(parameters, share, scale, value=-1.0)
+                optim_triton.update(parameter, state, group | {"lr": lr})
+            else:
+                together.append(parameter)
+                states.append(state)
+        if together:
+            _update_together(together, states, group | {"lr": lr})
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -112,3 +132,53 @@ class SMORMS3(Optimizer):
                     parameter, start, memory_format=torch.preserve_format, requires_grad=False
                 )
         return state
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _has_kernel(parameter: Tensor, state: dict[str, Tensor]) -> bool:
+    return (
+        parameter.device.type == "cuda"
+        and parameter.dtype in (torch.float32, torch.float64)
+        and all(tensor.is_contiguous() for tensor in (parameter, *state.values()))
+        and _has_triton()
+    )
+
+
+def _update_together(
+    parameters: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]
+) -> None:
+    """One step of a group's parameters with operations on lists of tensors."""
+    gradients = [p.grad for p in parameters if p.grad is not None]  # none is: chosen so
+    g1 = [state["g1"] for state in states]
+    g2 = [state["g2"] for state in states]
+    window = [state["m"] for state in states]
+    if group["maximize"]:
+        gradients = list(torch._foreach_neg(gradients))
+
+    rate = torch._foreach_add(window, 1)
+    torch._foreach_reciprocal_(rate)
+    torch._foreach_lerp_(g1, gradients, rate)
+    torch._foreach_lerp_(g2, torch._foreach_mul(gradients, gradients), rate)
+
+    share = torch._foreach_mul(g1, g1)
+    torch._foreach_div_(share, torch._foreach_add(g2, group["eps"]))
+    # m <- 1 + m (1 - share), written as 1 + m - m share to save a launch.
+    torch._foreach_addcmul_(window, window, share, value=-1.0)
+    torch._foreach_add_(window, 1)
+
+    lr = group["lr"]
+    if isinstance(lr, Tensor):  # as a number it would have to be read from the device
+        for tensor in share:
+            tensor.clamp_(max=lr.view(()))
+    else:
+        torch._foreach_clamp_max_(share, lr)
+    torch._foreach_mul_(share, gradients)
+    scale = torch._foreach_sqrt(g2)
+    torch._foreach_add_(scale, group["eps"])
+    torch._foreach_addcdiv_(parameters, share, scale, value=-1.0)
+    if group["minimum"] is not None:
+        torch._foreach_clamp_min_(parameters, group["minimum"])

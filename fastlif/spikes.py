@@ -61,9 +61,19 @@ class PackedSpikes:
         words = self.words.to(device, non_blocking=non_blocking)
         return PackedSpikes(words, self.n_steps, self.features)
 
-    def select(self, indices: Tensor) -> PackedSpikes:
-        """The samples with these indices (int64, one-dimensional)."""
-        return PackedSpikes(self.words.index_select(1, indices), self.n_steps, self.features)
+    def select(self, indices: Tensor, *, pinned: bool = False) -> PackedSpikes:
+        """The samples with these indices (int64, one-dimensional, on the device of the words).
+
+        `pinned` puts them into page-locked memory, from where `to(device, non_blocking=True)` does
+        not wait; the words must be on the CPU, and torch must see a GPU.
+        """
+        if not pinned:
+            words = self.words.index_select(1, indices)
+        else:
+            shape = (self.words.shape[0], len(indices), self.words.shape[2])
+            words = torch.empty(shape, dtype=torch.int32, pin_memory=True)
+            torch.index_select(self.words, 1, indices, out=words)
+        return PackedSpikes(words, self.n_steps, self.features)
 
     def __getitem__(self, samples: slice) -> PackedSpikes:
         """A slice of the batch."""
@@ -88,10 +98,11 @@ class PackedSpikes:
         return PackedSpikes(self.words, self.n_steps, features)
 
     def count(self) -> int:
-        """Number of spikes."""
-        bits = self.words.contiguous().view(torch.uint8)
-        table = torch.tensor([bin(byte).count("1") for byte in range(256)], device=self.device)
-        return int((torch.bincount(bits.flatten(), minlength=256) * table).sum())
+        """Number of spikes; waits for the device."""
+        pairs = self.words.contiguous().view(torch.uint8)
+        pairs = (pairs & 0x55) + ((pairs >> 1) & 0x55)
+        nibbles = (pairs & 0x33) + ((pairs >> 2) & 0x33)
+        return int(((nibbles & 0x0F) + (nibbles >> 4)).sum(dtype=torch.int64))
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Zeros and ones of shape (time, batch, *features)."""
@@ -116,18 +127,24 @@ class PackedSpikes:
         return dense.unflatten(2, (*self.features[1:], self.features[0])).movedim(-1, 2)
 
     @staticmethod
-    def pack(dense: Tensor) -> PackedSpikes:
-        """Pack a (time, batch, *features) tensor of zeros and ones; ValueError for other values."""
+    def pack(dense: Tensor, *, validate: bool = True) -> PackedSpikes:
+        """Pack a (time, batch, *features) tensor of zeros and ones; ValueError for other values.
+
+        Looking for other values waits for the device. With `validate=False` nothing waits, and
+        every value but 0 is a spike.
+        """
         if dense.dim() < 3 or dense.numel() == 0:
             raise ValueError(
                 f"dense must be (time, batch, *features), none empty, got {tuple(dense.shape)}"
             )
-        if dense.device.type != "cpu":
-            raise ValueError(f"dense must be on cpu to be packed, got {dense.device}")
         dense = dense.detach()
-        if dense.dtype not in KERNEL_DTYPES:
-            dense = dense.to(torch.float32)
-        words = pack_words(dense)
+        if validate and _has_kernels(dense):
+            # Any other type of number fits: what is neither 0 nor 1 there is neither in float32.
+            words = pack_words(dense if dense.dtype in KERNEL_DTYPES else dense.to(torch.float32))
+        elif validate and bool(((dense != 0) & (dense != 1)).any()):
+            words = None
+        else:
+            words = _pack_planes(dense)
         if words is None:
             raise ValueError("dense must hold only 0 and 1 to be packed, got other values")
         return PackedSpikes(words, dense.shape[0], tuple(dense.shape[2:]))
@@ -140,49 +157,109 @@ class PackedSpikes:
         *,
         n_steps: int,
         features: Sequence[int],
+        validate: bool = True,
     ) -> PackedSpikes:
-        """Spikes from lists of events.
+        """Spikes from lists of events, on the device of these lists.
 
         Events outside the `n_steps` steps are dropped and repeated ones count once. Raises
         ValueError for a feature out of range or offsets that do not fit.
+
+        On a GPU the last two checks wait for the device. `validate=False` leaves them out: events
+        with a feature out of range and events behind offsets[-1] are then dropped too, so that
+        buffers of one size can hold any number of events, as a CUDA graph needs it. While packing
+        there, every step of a neuron takes a byte.
         """
         features = tuple(features)
         size = math.prod(spatial_shape(features))
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
         for name, tensor in (("step", step), ("feature", feature), ("offsets", offsets)):
-            if tensor.device.type != "cpu" or tensor.dim() != 1 or tensor.dtype not in INTEGERS:
+            fits = tensor.dim() == 1 and tensor.dtype in INTEGERS
+            if not fits or tensor.device != step.device or tensor.device.type == "meta":
                 raise ValueError(
-                    f"{name} must be a one-dimensional integer tensor on cpu, got "
+                    f"{name} must be a one-dimensional integer tensor on the device of step, got "
                     f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
                 )
         if step.shape != feature.shape:
             raise ValueError(
                 f"step and feature must be equally long, got {len(step)} and {len(feature)}"
             )
-        # Before the numbers are narrowed: out of range must stay out of range.
-        outside = (feature < 0) | (feature >= size)
-        if bool(outside.any()):
-            raise ValueError(f"feature must be in [0, {size}), got {int(feature[outside][0])}")
-        step, feature = step.clamp(-1, n_steps).to(torch.int32), feature.to(torch.int32)
-        step, feature = step.contiguous(), feature.contiguous()
+        if len(offsets) == 0:
+            raise ValueError("offsets must hold at least one number, got none")
         offsets = offsets.to(torch.int64).contiguous()
-        rises = len(offsets) >= 1 and not bool((offsets.diff() < 0).any())
-        if not rises or int(offsets[0]) != 0 or int(offsets[-1]) != len(step):
-            raise ValueError(f"offsets must rise from 0 to the number of events, {len(step)}")
-        batch = len(offsets) - 1
-        words = torch.empty((n_words(n_steps), batch, size), dtype=torch.int32)
-        extension.load().pack_events(
-            step.data_ptr(),
-            feature.data_ptr(),
-            offsets.data_ptr(),
-            n_steps,
-            batch,
-            size,
-            torch.get_num_threads(),
-            words.data_ptr(),
-        )
+        if validate:
+            _check_events(feature, offsets, size)
+        if validate and _has_kernels(step):
+            words = _pack_events_on_cpu(step, feature, offsets, n_steps, size)
+        else:
+            words = _pack_events(step, feature, offsets, n_steps, size)
         return PackedSpikes(words, n_steps, features)
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and extension.is_available()
+
+
+def _check_events(feature: Tensor, offsets: Tensor, size: int) -> None:
+    # Before the numbers are narrowed: out of range must stay out of range.
+    outside = (feature < 0) | (feature >= size)
+    if bool(outside.any()):
+        raise ValueError(f"feature must be in [0, {size}), got {int(feature[outside][0])}")
+    rises = not bool((offsets.diff() < 0).any())
+    if not rises or int(offsets[0]) != 0 or int(offsets[-1]) != len(feature):
+        raise ValueError(f"offsets must rise from 0 to the number of events, {len(feature)}")
+
+
+def _pack_events_on_cpu(
+    step: Tensor, feature: Tensor, offsets: Tensor, n_steps: int, size: int
+) -> Tensor:
+    """Words of checked events."""
+    step, feature = step.clamp(-1, n_steps).to(torch.int32), feature.to(torch.int32)
+    step, feature = step.contiguous(), feature.contiguous()
+    batch = len(offsets) - 1
+    words = torch.empty((n_words(n_steps), batch, size), dtype=torch.int32)
+    extension.load().pack_events(
+        step.data_ptr(),
+        feature.data_ptr(),
+        offsets.data_ptr(),
+        n_steps,
+        batch,
+        size,
+        torch.get_num_threads(),
+        words.data_ptr(),
+    )
+    return words
+
+
+def _pack_events(step: Tensor, feature: Tensor, offsets: Tensor, n_steps: int, size: int) -> Tensor:
+    """Words of events on any device; whatever does not fit is dropped, and nothing waits."""
+    batch = len(offsets) - 1
+    step, feature = step.to(torch.int64), feature.to(torch.int64)
+    numbers = torch.arange(len(step), device=step.device)
+    sample = torch.searchsorted(offsets, numbers, right=True) - 1
+    fits = (step >= 0) & (step < n_steps) & (feature >= 0) & (feature < size)
+    fits &= (sample >= 0) & (sample < batch)
+    # A byte per step and neuron and one for what does not fit. Events that meet write the same
+    # value, so their order does not matter.
+    n_bytes = n_steps * batch * size
+    spikes = torch.zeros(n_bytes + 1, dtype=torch.uint8, device=step.device)
+    spikes.index_fill_(0, torch.where(fits, (step * batch + sample) * size + feature, n_bytes), 1)
+    return _pack_planes(spikes[:n_bytes].view(n_steps, batch, size))
+
+
+def _pack_planes(
+    dense: Tensor,  # (time, batch, *features) on any device
+) -> Tensor:
+    """Words of a dense tensor whose values other than 0 are spikes, one bit of all at a time."""
+    size = math.prod(dense.shape[2:])
+    shape = (n_words(dense.shape[0]), dense.shape[1], size)
+    words = torch.zeros(shape, dtype=torch.int32, device=dense.device)
+    for bit in range(min(WORD_STEPS, dense.shape[0])):
+        plane = dense[bit::WORD_STEPS] != 0
+        if plane.dim() > 3:
+            plane = plane.movedim(2, -1).flatten(2)
+        words[: len(plane)].bitwise_or_(plane.to(torch.int32) << bit)
+    return words
 
 
 def spatial_shape(features: Sequence[int]) -> tuple[int, int, int]:

@@ -138,7 +138,13 @@ def _dims(values: tuple[int, ...], n: int) -> tuple[int, ...]:
 
 
 def layer_tensors(
-    stack: Stack, dtype: torch.dtype, like: torch.dtype, *, state: bool, seed: int = 1
+    stack: Stack,
+    dtype: torch.dtype,
+    like: torch.dtype,
+    *,
+    state: bool,
+    seed: int = 1,
+    device: str = "cpu",
 ) -> list[LayerTensors]:
     """Fresh leaves that require gradients, rounded to `like` and stored as `dtype`.
 
@@ -151,7 +157,7 @@ def layer_tensors(
     def leaf(tensor: Tensor | None) -> Tensor | None:
         if tensor is None:
             return None
-        return tensor.detach().to(like).to(dtype).clone().requires_grad_()
+        return tensor.detach().to(like).to(device, dtype, copy=True).requires_grad_()
 
     result = []
     for plan, (weight, bias, own) in zip(stack.plans, stack.parameters, strict=True):

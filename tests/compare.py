@@ -11,11 +11,12 @@ from fastlif.ops import reference, stack
 from fastlif.ops.plan import StackResult
 
 from .cases import Stack, layer_tensors, named_leaves
+from .targets import BY_NAME, Target
 
 
 def relative(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the norm of `b`."""
-    a, b = a.double(), b.double()
+    a, b = a.double().cpu(), b.double()
     return float((a - b).norm() / b.norm().clamp_min(1e-30))
 
 
@@ -42,13 +43,11 @@ def loss(result: StackResult) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for tensor in (result.output, *result.spike_counts, *states):
         weights = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        total = total + (tensor.double() * weights).sum()
+        total = total + (tensor.double() * weights.to(tensor.device)).sum().cpu()
     return total
 
 
-def spikes_of_layers(
-    case: Stack, input: Tensor, tensors: list, backend: str | None
-) -> list[Tensor]:
+def spikes_of_layers(case: Stack, input: Tensor, tensors: list, backend: str) -> list[Tensor]:
     """The spikes of every spiking layer, by running the stack up to it."""
     spikes = []
     with torch.no_grad():
@@ -65,13 +64,13 @@ def replay(
     *,
     exact: bool = False,
     state: bool = True,
-    backend: str | None = None,
+    target: Target = BY_NAME["cpu"],
 ) -> Comparison:
     """Run a case on a backend and on the float64 reference that replays its spikes."""
-    tensors = layer_tensors(case, dtype, dtype, state=state)
-    input = case.input.to(dtype).clone().requires_grad_()
-    result = stack(input, case.plans, tensors, exact_membrane=exact, backend=backend)
-    spikes = spikes_of_layers(case, input.detach(), tensors, backend)
+    tensors = layer_tensors(case, dtype, dtype, state=state, device=target.device)
+    input = case.input.to(target.device, dtype, copy=True).requires_grad_()
+    result = stack(input, case.plans, tensors, exact_membrane=exact, backend=target.backend)
+    spikes = [s.cpu() for s in spikes_of_layers(case, input.detach(), tensors, target.backend)]
 
     wide_tensors = layer_tensors(case, torch.float64, dtype, state=state)
     wide_input = case.input.to(dtype).double().clone().requires_grad_()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from .targets import target  # noqa: F401 - a fixture for all tests
+
 # The references run thousands of tiny operations, which threads only slow down (20 times when the
 # machine is busy). Tests of threading set their own number.
 torch.set_num_threads(1)

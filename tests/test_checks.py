@@ -91,9 +91,17 @@ def test_tensors_a_layer_has_no_use_for():
         ops.stack(current, [plan], [tensors])
 
 
-@pytest.mark.parametrize("backend", ["cuda", "triton", "CPU", ""])
-def test_a_backend_that_is_not_there_is_never_replaced(backend):
-    with pytest.raises(ValueError, match=f"backend '{backend}' is unknown"):
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("CPU", "backend 'CPU' is unknown; there are reference, cpu, cuda, triton"),
+        ("", "backend '' is unknown"),
+        ("cuda", "backend 'cuda' needs a GPU; the input is on cpu"),
+        ("triton", "backend 'triton' needs a GPU; the input is on cpu"),
+    ],
+)
+def test_a_backend_that_cannot_run_is_never_replaced(backend, message):
+    with pytest.raises(ValueError, match=message):
         ops.stack(SPIKES, [PLAN], [TENSORS], backend=backend)
 
 

@@ -17,11 +17,11 @@ PACKAGE = "fastlif"
 # Lowest first. A module imports its own unit and those of lower rows, nothing beside or above it.
 ORDER = (
     ("extension",),
-    ("spikes", "backends"),
+    ("spikes", "backends", "optim_triton"),
     ("ops",),
     ("init",),
     ("layers",),
-    ("data", "models", "losses", "optim"),
+    ("data", "models", "losses", "optim", "graph"),
     ("train",),
     ("cli",),
 )
@@ -29,9 +29,14 @@ RANK = {unit: row for row, units in enumerate(ORDER) for unit in units}
 # init draws the weights of layers it is given, layers draw theirs by init when they are built: the
 # lookup of their classes waits until init is called.
 DEFERRED = {("init", "layers")}
-CORE = {"extension", "spikes", "backends", "ops", "init", "layers", "models", "losses", "optim"}
+CORE = {
+    "extension", "spikes", "backends", "ops", "init", "layers", "models", "losses", "optim",
+    "optim_triton", "graph",
+}  # fmt: skip
 CORE_PACKAGES = {"torch", "numpy"}
-TOP_LEVEL = CORE - {"models"}  # what `import fastlif` loads
+# Loaded where a kernel of theirs is first needed: torch brings triton along with its GPU builds.
+WITH_TRITON = ("fastlif.optim_triton", "fastlif.ops.triton")
+TOP_LEVEL = CORE - {"models", "optim_triton"}  # what `import fastlif` loads
 NOT_IN_CORE = {
     "typer",
     "rich",
@@ -39,6 +44,7 @@ NOT_IN_CORE = {
     "safetensors",
     "tensorboard",
     "lightning_fabric",
+    "fastlif.optim_triton",
     "fastlif.train",
     "fastlif.data",
     "fastlif.cli",
@@ -97,6 +103,7 @@ def violations(imports: list[Import]) -> list[str]:
         line = f"{one.source} imports {one.target}"
         if one.target.split(".")[0] != PACKAGE:
             allowed = CORE_PACKAGES | set(sys.stdlib_module_names)
+            allowed |= {"triton"} if one.source.startswith(WITH_TRITON) else set()
             if source in CORE | {""} and one.target.split(".")[0] not in allowed:
                 wrong.append(f"{line}: the core needs torch and numpy only")
         elif source == "":
@@ -132,6 +139,7 @@ def test_every_unit_has_a_place_in_the_order():
         ("fastlif.train.loop", "from fastlif import cli", "against the order"),
         ("fastlif.layers.base", "from fastlif import LIF", "no place"),
         ("fastlif.layers.base", "import h5py", "torch and numpy only"),
+        ("fastlif.optim", "import triton", "torch and numpy only"),
         ("fastlif", "from fastlif import train", "must not load"),
     ],
 )

@@ -141,10 +141,70 @@ def test_finds_a_minimum() -> None:
     assert torch.allclose(parameter, target, atol=1e-3)
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_groups_with_a_minimum_keep_it_after_every_step(as_tensor: bool) -> None:
+    lr = torch.tensor(0.3, dtype=torch.float64) if as_tensor else 0.3
+    bounded, free = parameters(), parameters()
+    optimizer = SMORMS3([{"params": bounded, "minimum": 0.0}, {"params": free}], lr=lr)
+    reference = SMORMS3(reference_params := parameters(), lr=0.3)
+    for step in gradients(10):
+        for group in (bounded, free, reference_params):
+            for parameter, gradient in zip(group, step, strict=True):
+                parameter.grad = gradient.clone()
+        with torch.no_grad():  # from the same place, the step is that of a free parameter, bounded
+            for parameter, own in zip(bounded, reference_params, strict=True):
+                own.copy_(parameter)
+        optimizer.step()
+        reference.step()
+        for parameter, own in zip(bounded, reference_params, strict=True):
+            assert torch.equal(parameter, own.clamp(min=0.0))
+    assert min(p.min().item() for p in bounded) == 0.0
+    assert min(p.min().item() for p in free) < -0.1
+
+
+def test_a_tensor_as_rate_gives_the_same_steps_and_can_change() -> None:
+    rate = torch.tensor(5e-3, dtype=torch.float64)
+    ours, theirs = parameters(), parameters()
+    with_tensor, with_number = SMORMS3(ours, lr=rate), SMORMS3(theirs, lr=5e-3)
+    for index, step in enumerate(gradients(6)):
+        rate.fill_(5e-3 / (1 + index))
+        with_number.param_groups[0]["lr"] = 5e-3 / (1 + index)
+        for group, optimizer in ((ours, with_tensor), (theirs, with_number)):
+            for parameter, gradient in zip(group, step, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+    assert with_tensor.param_groups[0]["lr"] is rate
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_state_saved_before_there_was_a_minimum_is_taken() -> None:
+    (parameter,) = params = [torch.ones(2, requires_grad=True)]
+    optimizer = SMORMS3(params)
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    for name in ("minimum", "capturable"):
+        del saved["param_groups"][0][name]
+    other = SMORMS3(params)
+    other.load_state_dict(saved)
+    other.step()
+    assert other.param_groups[0]["minimum"] is None and other.param_groups[0]["capturable"]
+
+
 @pytest.mark.parametrize(("name", "value"), [("lr", 0.0), ("lr", math.nan), ("eps", -1e-16)])
 def test_bad_numbers_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be finite and > 0, got"):
         SMORMS3([torch.ones(1, requires_grad=True)], **{name: value})
+    with pytest.raises(ValueError, match=f"{name} must be finite and > 0, got"):
+        SMORMS3([{"params": [torch.ones(1, requires_grad=True)], name: value}])
+
+
+def test_other_bad_options_are_named() -> None:
+    params = [torch.ones(1, requires_grad=True)]
+    with pytest.raises(ValueError, match="minimum must be finite or None, got nan"):
+        SMORMS3(params, minimum=math.nan)
+    with pytest.raises(ValueError, match=r"lr must have one element, got shape \(2,\)"):
+        SMORMS3(params, lr=torch.ones(2))
 
 
 def test_sparse_gradients_are_refused() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import fastlif
 from fastlif import ops
 from fastlif.ops import cpu, registration
+from fastlif.ops.engines import ENGINES
 from fastlif.ops.layout import StackOutputs
 from fastlif.ops.plan import encode
 from fastlif.spikes import PackedSpikes
@@ -24,7 +27,7 @@ def raw_arguments(case, *, delay=0, packed=False, exact=False):
     given = PackedSpikes.pack(input).words if packed else input
     flat = [t.detach() for layer in tensors for t in registration._flat_tensors(layer, input)]
     ints, floats = encode(stack.plans)
-    return (given, flat, ints, floats, list(input.shape), torch.float32, exact, True)
+    return (given, flat, ints, floats, list(input.shape), torch.float32, exact, "auto", True)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -33,7 +36,7 @@ def raw_arguments(case, *, delay=0, packed=False, exact=False):
 def test_opcheck(case, delay, packed):
     arguments = raw_arguments(case, delay=delay, packed=packed)
     torch.library.opcheck(torch.ops.fastlif.stack_forward.default, arguments)
-    input, flat, ints, floats, shape, dtype, exact, _ = arguments
+    input, flat, *options, _ = arguments
     outputs = StackOutputs.grouped(torch.ops.fastlif.stack_forward(*arguments))
     saved = outputs.saved().flat()
     none = torch.empty(0)
@@ -42,7 +45,7 @@ def test_opcheck(case, delay, packed):
         torch.ops.fastlif.stack_backward.default,
         (
             torch.ones_like(outputs.output), [none] * (4 * len(outputs.layers)), input, flat, saved,
-            ints, floats, shape, dtype, exact, needs,
+            *options, needs,
         ),
     )  # fmt: skip
 
@@ -127,7 +130,7 @@ def test_nothing_is_kept_without_gradients(monkeypatch):
         kept.append(keep)
         return forward(*args, keep=keep, **kwargs)
 
-    monkeypatch.setattr(cpu, "forward", spy)
+    monkeypatch.setitem(ENGINES, "cpu", replace(ENGINES["cpu"], forward=spy))
     network = model()
     spikes = (torch.rand(10, 2, 2, 30) < 0.3).float()
     with torch.no_grad():
@@ -139,10 +142,11 @@ def test_nothing_is_kept_without_gradients(monkeypatch):
 def test_missing_extension_names_the_reason(monkeypatch):
     from fastlif import extension
 
-    monkeypatch.setattr(extension, "_import", lambda: ImportError("no such file"))
-    (cpu_backend, reference) = fastlif.backends()
-    assert not cpu_backend.available and "no such file" in cpu_backend.detail
-    assert reference.available
+    monkeypatch.setattr(extension, "_import", lambda name: ImportError("no such file"))
+    by_name = {backend.name: backend for backend in fastlif.backends()}
+    for name in ("cpu", "cuda"):
+        assert not by_name[name].available and "no such file" in by_name[name].detail
+    assert by_name["reference"].available
     network = fastlif.LIFLinear(4, 3)
     spikes = torch.ones(5, 2, 4)
     with pytest.raises(RuntimeError, match="no such file.*C\\+\\+17 compiler"):

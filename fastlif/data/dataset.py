@@ -44,9 +44,34 @@ class PackedDataset:
     def __len__(self) -> int:
         return self.labels.shape[0]
 
-    def select(self, indices: Tensor) -> tuple[PackedSpikes, Tensor]:
-        """Spikes (time, batch, *features) and labels (batch,) of the samples at `indices`."""
-        return self.spikes.select(indices), self.labels[indices]
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the spikes."""
+        return self.spikes.words.numel() * self.spikes.words.element_size()
+
+    def to(self, device: torch.device | str) -> PackedDataset:
+        """The same samples on another device."""
+        return PackedDataset(self.spikes.to(device), self.labels.to(device))
+
+    def select(
+        self,
+        indices: Tensor,  # (batch,) int64, on the device of the data set
+        device: torch.device | None = None,
+    ) -> tuple[PackedSpikes, Tensor]:
+        """Spikes (time, batch, *features) and labels (batch,) of the samples at `indices`.
+
+        They go to `device`, from the CPU to a GPU through page-locked memory without waiting.
+        """
+        here = self.spikes.device
+        if device is None or device == here:
+            return self.spikes.select(indices), self.labels.index_select(0, indices)
+        pinned = here.type == "cpu" and device.type == "cuda"
+        labels = self.labels.index_select(0, indices)
+        labels = labels.pin_memory() if pinned else labels
+        return (
+            self.spikes.select(indices, pinned=pinned).to(device, non_blocking=True),
+            labels.to(device, non_blocking=True),
+        )
 
 
 def n_steps_of(duration: float, dt: float) -> int:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fastlif.ops import reference
+from fastlif.ops import autocast, reference
 from fastlif.ops.checks import check_inputs
 from fastlif.ops.plan import (
     Connection,
@@ -58,15 +58,19 @@ def stack(
     instead of float16 (float64 is always exact). `backend` None picks the kernels of the input's
     device; "reference" is the plain implementation. Raises ValueError or TypeError for what does
     not fit.
+
+    Under torch.autocast, input in half precision is converted to the dtype of the parameters, and
+    everything is computed in that, as in torch's own operations that need float32.
     """
-    input = check_inputs(input, plans, tensors, backend)
-    if backend == "reference":
-        if isinstance(input, PackedSpikes):
-            weight = tensors[0].weight
-            assert weight is not None  # checked: packed spikes pass through a synapse
-            input = input.unpack(weight.dtype)
-        return reference.stack(input, plans, tensors)
-    return run_stack(input, plans, tensors, exact_membrane=exact_membrane, backend=backend)
+    input = check_inputs(autocast.promoted(input, tensors), plans, tensors, backend)
+    with autocast.off(input.device):
+        if backend == "reference":
+            if isinstance(input, PackedSpikes):
+                weight = tensors[0].weight
+                assert weight is not None  # checked: packed spikes pass through a synapse
+                input = input.unpack(weight.dtype)
+            return reference.stack(input, plans, tensors)
+        return run_stack(input, plans, tensors, exact_membrane=exact_membrane, backend=backend)
 
 
 def lif(

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fastlif.ops.engines import ENGINES
 from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, check_stack, spatial_shape
 from fastlif.spikes import PackedSpikes
 
-BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -27,11 +27,11 @@ def check_inputs(
     """
     if not isinstance(input, (Tensor, PackedSpikes)):
         raise TypeError(f"input must be a Tensor or PackedSpikes, got {type(input).__name__}")
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is unknown; there are {', '.join(BACKENDS)}")
-    if backend == "cpu" and input.device.type != "cpu":
-        raise ValueError(f"backend 'cpu' needs tensors on cpu; the input is on {input.device}")
+    if backend not in (None, "reference", *ENGINES):
+        known = ", ".join(("reference", *ENGINES))
+        raise ValueError(f"backend {backend!r} is unknown; there are {known}")
     check_stack(plans)
+    _check_backend(backend, input.device, plans)
     if len(tensors) != len(plans):
         raise ValueError(f"tensors must hold one entry per layer, {len(plans)}, got {len(tensors)}")
     _check_input_shape(tuple(input.shape), plans[0])
@@ -41,6 +41,14 @@ def check_inputs(
     if isinstance(input, PackedSpikes):
         return input.unpack(dtype) if plans[0].feedforward is None else input
     return input if input.dtype.is_floating_point else input.to(dtype)
+
+
+def _check_backend(backend: str | None, device: torch.device, plans: Sequence[LayerPlan]) -> None:
+    """ValueError when a backend asked for by name cannot run; while tracing, the op says so."""
+    if backend in ENGINES and not torch.compiler.is_compiling():
+        reason = ENGINES[backend].reason(device, plans, torch.float32)
+        if reason:
+            raise ValueError(f"backend {backend!r} {reason}")
 
 
 def _check_input_shape(shape: tuple[int, ...], plan: LayerPlan) -> None:

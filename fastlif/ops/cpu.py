@@ -19,10 +19,16 @@ from fastlif.ops.layout import (
     kept_dtype,
     per_layer,
 )
+from fastlif.ops.plan import LayerPlan
 from fastlif.spikes import pack_words
 
 BITS, VALUES, CURRENT = range(3)  # kinds of input, as in csrc/engine.h
 LARGE = 1 << 22  # bytes; below, torch's allocator is as good
+
+
+def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype) -> str:
+    """Why these kernels cannot run on a device; "" when they can."""
+    return "" if device.type == "cpu" else f"needs tensors on cpu; the input is on {device}"
 
 
 @lru_cache(maxsize=64)

@@ -35,7 +35,7 @@ def kept_dtype(dtype: torch.dtype, exact: bool) -> torch.dtype:
 class LayerOutputs(NamedTuple):
     """What the forward pass gives per layer; empty where the kind of layer has none."""
 
-    kept: Tensor  # (batch, steps, neurons channels last): U - threshold
+    kept: Tensor  # (batch, steps, N), on a GPU (steps, batch, N), N channels last: U - threshold
     words: Tensor  # int32 (words, batch, neurons channels last): spikes
     counts: Tensor  # (batch, *features)
     membrane: Tensor  # (batch, *features), final, as the two below
@@ -69,7 +69,7 @@ class StackOutputs(NamedTuple):
     output: Tensor
     best_step: Tensor  # int32 (batch, *features): step of the maximum of a "readout_max"
     input_words: Tensor  # int32: the input packed, when it was dense and binary
-    is_binary: Tensor  # bool (1,)
+    is_binary: Tensor  # bool (1,), on the CPU always
     layers: list[LayerOutputs]
 
     def saved(self) -> Saved:
@@ -99,6 +99,7 @@ class StackShapes:
     batch: int
     input: tuple[int, ...]  # (time, batch, *features), whether packed or not
     dtype: torch.dtype
+    steps_outermost: bool = False  # layout of what is kept for backward
 
     @property
     def plans(self) -> tuple[LayerPlan, ...]:
@@ -134,8 +135,11 @@ class StackShapes:
 
     def kept(self, plan: LayerPlan) -> tuple[int, ...]:
         """Of U - threshold; a differentiated reset needs U[T] too."""
+        if plan.kind != "lif":
+            return (0,)
         rows = self.n_steps if plan.detach_reset else self.n_steps + 1
-        return (self.batch, rows, self.neurons(plan)) if plan.kind == "lif" else (0,)
+        first, second = (rows, self.batch) if self.steps_outermost else (self.batch, rows)
+        return (first, second, self.neurons(plan))
 
     def words(self, plan: LayerPlan) -> tuple[int, ...]:
         """Of the packed spikes."""

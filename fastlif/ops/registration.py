@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastlif import extension
-from fastlif.ops import cpu
+from fastlif.ops import autocast
+from fastlif.ops.engines import AUTO, chosen, steps_outermost
 from fastlif.ops.layout import (
     GRADS_PER_LAYER,
     TENSORS_PER_LAYER,
@@ -29,7 +29,9 @@ from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, StackResult, dec
 from fastlif.spikes import PackedSpikes
 
 _library = torch.library.Library("fastlif", "DEF")
-_PROBLEM = "int[] ints, float[] floats, SymInt[] input_shape, ScalarType dtype, bool exact"
+_PROBLEM = (
+    "int[] ints, float[] floats, SymInt[] input_shape, ScalarType dtype, bool exact, str backend"
+)
 _library.define(f"stack_forward(Tensor input, Tensor[] tensors, {_PROBLEM}, bool keep) -> Tensor[]")
 _library.define(
     "stack_backward(Tensor grad_output, Tensor[] grad_layers, Tensor input, Tensor[] tensors, "
@@ -38,14 +40,19 @@ _library.define(
 
 
 def _shapes(
-    ints: Sequence[int], floats: Sequence[float], input_shape: Sequence[int], dtype: torch.dtype
+    ints: Sequence[int],
+    floats: Sequence[float],
+    input_shape: Sequence[int],
+    dtype: torch.dtype,
+    outermost: bool,
 ) -> StackShapes:
     shape = tuple(input_shape)
-    return StackShapes(tuple(ints), tuple(floats), shape[0], shape[1], shape, dtype)
+    return StackShapes(tuple(ints), tuple(floats), shape[0], shape[1], shape, dtype, outermost)
 
 
 @torch.library.impl(_library, "stack_forward", "CPU")
-def _forward_cpu(
+@torch.library.impl(_library, "stack_forward", "CUDA")
+def _forward(
     input: Tensor,
     tensors: Sequence[Tensor],
     ints: Sequence[int],
@@ -53,14 +60,18 @@ def _forward_cpu(
     input_shape: Sequence[int],
     dtype: torch.dtype,
     exact: bool,
+    backend: str,
     keep: bool,
 ) -> list[Tensor]:
-    shapes = _shapes(ints, floats, input_shape, dtype)
-    return cpu.forward(input, tensors, shapes, exact=exact, keep=keep).flat()
+    outermost = steps_outermost(backend, input.device)
+    shapes = _shapes(ints, floats, input_shape, dtype, outermost)
+    engine = chosen(backend, input.device, shapes.plans, dtype)
+    return engine.forward(input, tensors, shapes, exact=exact, keep=keep).flat()
 
 
 @torch.library.impl(_library, "stack_backward", "CPU")
-def _backward_cpu(
+@torch.library.impl(_library, "stack_backward", "CUDA")
+def _backward(
     grad_output: Tensor,
     grad_layers: Sequence[Tensor],
     input: Tensor,
@@ -71,15 +82,18 @@ def _backward_cpu(
     input_shape: Sequence[int],
     dtype: torch.dtype,
     exact: bool,
+    backend: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    return cpu.backward(
+    outermost = steps_outermost(backend, input.device)
+    shapes = _shapes(ints, floats, input_shape, dtype, outermost)
+    return chosen(backend, input.device, shapes.plans, dtype).backward(
         grad_output,
         grad_layers,
         input,
         tensors,
         Saved.grouped(saved),
-        _shapes(ints, floats, input_shape, dtype),
+        shapes,
         exact=exact,
         needs=needs,
     )
@@ -94,9 +108,11 @@ def _forward_fake(
     input_shape: Sequence[int],
     dtype: torch.dtype,
     exact: bool,
+    backend: str,
     keep: bool,
 ) -> list[Tensor]:
-    shapes = _shapes(ints, floats, input_shape, dtype)
+    outermost = steps_outermost(backend, input.device)
+    shapes = _shapes(ints, floats, input_shape, dtype, outermost)
 
     def empty(shape: Sequence[int], kind: torch.dtype = dtype) -> Tensor:
         return input.new_empty(tuple(shape), dtype=kind)
@@ -116,7 +132,7 @@ def _forward_fake(
         empty(shapes.output),
         empty(shapes.best_step, torch.int32),
         empty(shapes.input_words if keep and input.dtype != torch.int32 else (0,), torch.int32),
-        empty((1,), torch.bool),
+        torch.empty((1,), dtype=torch.bool),
         layers,
     ).flat()
 
@@ -133,6 +149,7 @@ def _backward_fake(
     input_shape: Sequence[int],
     dtype: torch.dtype,
     exact: bool,
+    backend: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     shapes = (tuple(input_shape), *(t.shape for t in tensors))
@@ -142,8 +159,8 @@ def _backward_fake(
     ]
 
 
-# ints, floats, input_shape, dtype, exact
-_Options = tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...], torch.dtype, bool]
+# ints, floats, input_shape, dtype, exact, backend
+_Options = tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...], torch.dtype, bool, str]
 
 
 class _Stack(torch.autograd.Function):
@@ -153,12 +170,7 @@ class _Stack(torch.autograd.Function):
     def forward(
         options: _Options, keep: bool, input: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        ints, floats, input_shape, dtype, exact = options
-        return tuple(
-            torch.ops.fastlif.stack_forward(
-                input, list(tensors), ints, floats, input_shape, dtype, exact, keep
-            )
-        )
+        return tuple(torch.ops.fastlif.stack_forward(input, list(tensors), *options, keep))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -182,7 +194,7 @@ class _Stack(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         input, *rest = ctx.saved_tensors
         tensors, saved = rest[: ctx.n_tensors], rest[ctx.n_tensors :]
-        ints, floats, input_shape, dtype, exact = ctx.options
+        dtype = ctx.options[3]
 
         def present(grad: Tensor | None) -> Tensor:
             return input.new_empty(0, dtype=dtype) if grad is None else grad
@@ -193,19 +205,10 @@ class _Stack(torch.autograd.Function):
             for offset in range(TENSORS_PER_LAYER - GRADS_PER_LAYER, TENSORS_PER_LAYER)
         ]
         needs = list(ctx.needs_input_grad[2:])
-        result = torch.ops.fastlif.stack_backward(
-            present(grads[0]),
-            grad_layers,
-            input,
-            tensors,
-            saved,
-            ints,
-            floats,
-            input_shape,
-            dtype,
-            exact,
-            needs,
-        )
+        with autocast.off(input.device):  # backward may be called inside the context too
+            result = torch.ops.fastlif.stack_backward(
+                present(grads[0]), grad_layers, input, tensors, saved, *ctx.options, needs
+            )
         given = (grad if needed else None for grad, needed in zip(result, needs, strict=True))
         return (None, None, *given)
 
@@ -218,22 +221,16 @@ def run_stack(
     exact_membrane: bool,
     backend: str | None,
 ) -> StackResult:
-    """Run checked arguments on the kernels of the input's device.
+    """Run checked arguments on the kernels of the backend, None for those of the input's device.
 
     Raises ValueError when no kernels serve that device, RuntimeError when they are not built.
     """
-    if input.device.type != "cpu":
-        raise ValueError(
-            f"no fastlif kernels for a tensor on {input.device} (backend {backend!r}): "
-            "move it to cpu, or use backend='reference'"
-        )
-    if not torch.compiler.is_compiling():  # while tracing, the operation itself will say so
-        extension.load()
     flat_input = input.words if isinstance(input, PackedSpikes) else input
     flat = [t for layer in tensors for t in _flat_tensors(layer, flat_input)]
     dtype = _dtype(input, tensors)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (flat_input, *flat))
-    options = (*encode(plans), tuple(input.shape), dtype, exact_membrane)
+    shape = tuple(input.shape)
+    options = (*encode(plans), shape, dtype, exact_membrane, backend or AUTO)
     outputs = StackOutputs.grouped(_Stack.apply(options, keep, flat_input, *flat))
     counts = tuple(
         layer.counts

@@ -32,7 +32,7 @@ __all__ = [
 _FORMAT = "fastlif training checkpoint 1"
 
 # Settings that may change when a run goes on: neither changes what an epoch computes.
-_FREE_SETTINGS = ("epochs",)
+_FREE_SETTINGS = ("epochs", "graph")
 
 
 @dataclass

@@ -33,6 +33,7 @@ class TrainConfig:
     channel_shift: int = 0  # training samples are moved by up to this many input channels
     backend: str | None = None  # of the layers; None is by device
     device: str = "cpu"  # an accelerator of Lightning Fabric: cpu, cuda, ...
+    graph: bool = True  # on a GPU, steps are replayed as a CUDA graph; the results are the same
 
     def __post_init__(self) -> None:
         preset(self.preset)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +17,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from fastlif.data import PackedDataset, shift_features
+from fastlif.graph import GraphStep
 from fastlif.init import Prediction, fluctuation_driven_, readout_
 from fastlif.losses import lower_bound, max_over_time_cross_entropy, upper_bound
 from fastlif.models import Regularization, build, preset
 from fastlif.optim import SMORMS3
+from fastlif.spikes import PackedSpikes
 from fastlif.train.checkpoint import (
     Checkpoint,
     check_same_run,
@@ -84,19 +87,25 @@ class _Run:
             backend=config.backend,
         )
         initialize(self.network, config, input_rate=self.data["input_rate"])
-        optimizer = SMORMS3(self.network.parameters(), lr=config.lr)
         self.epoch = 0  # epochs done
         self.best_epoch = 0
         self.best_model: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
+        _check_device(config.device)
+        fabric = Fabric(accelerator=config.device, devices=1)
+        self.device = fabric.device
+        self.model = fabric.setup_module(self.network)
+        # After the move: the optimizer's state is made, and restored, where the parameters are.
+        self.optimizer = SMORMS3(self.network.parameters(), lr=config.lr)
         if resume:
-            self._restore(optimizer)
-        self.fabric = Fabric(accelerator=config.device, devices=1)
-        self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
-        self.train_set, self.validation_set, self.test_set = (
-            PackedDataset(part.spikes.to(self.fabric.device), part.labels.to(self.fabric.device))
-            for part in (task.train, task.validation, task.test)
+            self._restore()
+        self.step = GraphStep(
+            self._objective, self.optimizer, capture=None if config.graph else False
         )
+        self.meter = _Meter(self.duration, self.device)
+        parts = (task.train, task.validation, task.test)
+        home = self.device if _fit(parts, self.device) else torch.device("cpu")
+        self.train_set, self.validation_set, self.test_set = (part.to(home) for part in parts)
         self.n_batches = math.ceil(len(self.train_set) / config.batch_size)
 
     @property
@@ -105,24 +114,12 @@ class _Run:
 
     def train_epoch(self, epoch: int, reporter: Reporter | None) -> Scores:
         """One pass over the training samples; the weights change with every batch."""
-        meter = _Meter(self.duration, self.fabric.device)
-        reach = self.config.channel_shift
-        generator = epoch_generator(self.config.seed, epoch)
-        for indices in epoch_batches(len(self.train_set), self.n_batches, generator):
-            spikes, targets = self.train_set.select(indices.to(self.fabric.device))
-            if reach:
-                shifts = torch.randint(-reach, reach + 1, indices.shape, generator=generator)
-                spikes = shift_features(spikes, shifts.to(spikes.device))
-            output, _, counts = self.model(spikes, return_spike_counts=True)
-            loss = max_over_time_cross_entropy(output, targets)
-            penalty = _penalty(counts, self.config.regularization)
-            self.optimizer.zero_grad()
-            self.fabric.backward(loss if penalty is None else loss + penalty)
-            self.optimizer.step()
-            meter.add(output, targets, counts, loss, penalty)
+        self.meter.reset()
+        for spikes, targets in self._batches(epoch):
+            self.step(spikes, targets)
             if reporter is not None:
                 reporter.batch_done()
-        scores = meter.scores()
+        scores = self.meter.scores()
         if not math.isfinite(scores.loss + scores.penalty):
             raise ValueError(
                 f"the loss must stay finite, got {scores.loss} with a penalty of {scores.penalty} "
@@ -130,13 +127,36 @@ class _Run:
             )
         return scores
 
+    def _batches(self, epoch: int) -> Iterator[tuple[PackedSpikes, Tensor]]:
+        """Batches of an epoch on the device, which is waited for before the first one only."""
+        generator = epoch_generator(self.config.seed, epoch)
+        batches = epoch_batches(len(self.train_set), self.n_batches, generator)
+        reach = self.config.channel_shift
+        shifts = [
+            torch.randint(-reach, reach + 1, batch.shape, generator=generator)
+            for batch in (batches if reach else ())
+        ]
+        order = torch.cat(batches).to(self.train_set.spikes.device)
+        moves = torch.cat(shifts).to(self.device).tensor_split(self.n_batches) if reach else None
+        for number, indices in enumerate(order.tensor_split(self.n_batches)):
+            spikes, targets = self.train_set.select(indices, self.device)
+            yield spikes if moves is None else shift_features(spikes, moves[number]), targets
+
+    def _objective(self, spikes: PackedSpikes, targets: Tensor) -> Tensor:
+        """What training lowers; adds the batch to the epoch's sums, which stay on the device."""
+        output, _, counts = self.model(spikes, return_spike_counts=True)
+        loss = max_over_time_cross_entropy(output, targets)
+        penalty = _penalty(counts, self.config.regularization)
+        self.meter.add(output, targets, counts, loss, penalty)
+        return loss if penalty is None else loss + penalty
+
     @torch.no_grad()
     def evaluate(self, dataset: PackedDataset) -> Scores:
         """One pass over samples with the weights as they are."""
-        meter = _Meter(self.duration, self.fabric.device)
-        samples = torch.arange(len(dataset), device=self.fabric.device)
+        meter = _Meter(self.duration, self.device)
+        samples = torch.arange(len(dataset), device=dataset.spikes.device)
         for indices in samples.split(self.config.batch_size):
-            spikes, targets = dataset.select(indices)
+            spikes, targets = dataset.select(indices, self.device)
             output, _, counts = self.model(spikes, return_spike_counts=True)
             meter.add(output, targets, counts, max_over_time_cross_entropy(output, targets), None)
         return meter.scores()
@@ -176,12 +196,12 @@ class _Run:
         restore_model(self.network, self.best_model, self.checkpoint_path)
         return self.evaluate(self.test_set)
 
-    def _restore(self, optimizer: SMORMS3) -> None:
+    def _restore(self) -> None:
         path = self.checkpoint_path
         checkpoint = load_checkpoint(path)
         check_same_run(checkpoint, self.settings, self.data, path)
         restore_model(self.network, checkpoint.model, path)
-        restore_optimizer(optimizer, self.network, checkpoint.optimizer, path)
+        restore_optimizer(self.optimizer, self.network, checkpoint.optimizer, path)
         self.epoch = checkpoint.epoch
         self.best_epoch = checkpoint.best_epoch
         self.best_model = checkpoint.best_model
@@ -274,13 +294,22 @@ def epoch_batches(
 
 
 class _Meter:
-    """Sums over the batches of one pass, on the device: nothing waits until the end of it."""
+    """Sums over the batches of one pass, on the device: nothing waits until the end of it.
+
+    The sums are changed in place, so that adding to them can be part of a CUDA graph.
+    """
 
     def __init__(self, duration: float, device: torch.device) -> None:
         self._duration = duration
-        self._n_samples = 0
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, penalty, correct
+        # Of loss, penalty, correct answers and samples.
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
         self._rates: Tensor | None = None  # (layers,) mean spike count, summed over samples
+
+    def reset(self) -> None:
+        """Begin another pass."""
+        self._sums.zero_()
+        if self._rates is not None:
+            self._rates.zero_()
 
     def add(
         self,
@@ -295,22 +324,36 @@ class _Meter:
             n = len(targets)
             correct = (scores.argmax(dim=1) == targets).sum()
             penalty = torch.zeros_like(loss) if penalty is None else penalty
-            self._sums += torch.stack((loss * n, penalty * n, correct))
+            self._sums += torch.stack((loss * n, penalty * n, correct, torch.full_like(correct, n)))
             rates = torch.stack([counts.mean() for counts in spike_counts]) * n
-            self._rates = rates if self._rates is None else self._rates + rates
-            self._n_samples += n
+            if self._rates is None:
+                self._rates = torch.zeros_like(rates)
+            self._rates += rates
 
     def scores(self) -> Scores:
         """Means over all samples added."""
-        loss, penalty, correct = (self._sums / self._n_samples).tolist()
+        loss, penalty, correct, n_samples = self._sums.tolist()
         assert self._rates is not None  # a pass has at least one batch
-        counts_per_sample = (self._rates.double() / self._n_samples).tolist()
+        rates = [count / n_samples for count in self._rates.tolist()]
         return Scores(
-            loss=loss,
-            accuracy=correct,
-            penalty=penalty,
-            firing_rates=tuple(count / self._duration for count in counts_per_sample),
+            loss=loss / n_samples,
+            accuracy=correct / n_samples,
+            penalty=penalty / n_samples,
+            firing_rates=tuple(rate / self._duration for rate in rates),
         )
+
+
+def _check_device(name: str) -> None:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device 'cuda' needs a GPU that torch {torch.__version__} can use")
+
+
+def _fit(parts: Sequence[PackedDataset], device: torch.device) -> bool:
+    """Whether all samples can stay on the device: on a GPU they may take half of what is free."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(part.n_bytes for part in parts) <= free // 2
 
 
 def _penalty(spike_counts: list[Tensor], bounds: Regularization) -> Tensor | None:

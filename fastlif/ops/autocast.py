@@ -1,0 +1,37 @@
+"""Under torch.autocast fastlif's operations do what torch's own float32 operations do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from fastlif.ops.plan import LayerTensors
+from fastlif.spikes import PackedSpikes
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def is_on(device: torch.device) -> bool:
+    """Whether autocast is on for operations on this device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def promoted(
+    input: Tensor | PackedSpikes, tensors: Sequence[LayerTensors]
+) -> Tensor | PackedSpikes:
+    """The input in the dtype of the parameters, if it is float16 or bfloat16 and autocast is on.
+
+    Without parameters that is float32. Anything else is returned as it is.
+    """
+    if not isinstance(input, Tensor) or input.dtype not in HALVES or not is_on(input.device):
+        return input
+    parameters = (p for layer in tensors for p in (layer.weight, layer.recurrent_weight))
+    return input.to(next((p.dtype for p in parameters if p is not None), torch.float32))
+
+
+def off(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off, so that matrix products inside an operation keep their precision."""
+    return torch.autocast(device.type, enabled=False) if is_on(device) else nullcontext()

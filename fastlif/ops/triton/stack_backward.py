@@ -1,0 +1,189 @@
+"""The backward pass of a stack, from the last layer to the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastlif.ops import dense
+from fastlif.ops.layout import (
+    GRADS_PER_LAYER,
+    TENSORS_PER_LAYER,
+    Saved,
+    StackShapes,
+    per_layer,
+)
+from fastlif.ops.plan import LayerPlan
+from fastlif.ops.triton import launch, pairs, recurrent, retreat, synapse
+from fastlif.ops.triton.products import (
+    recurrence,
+    recurrent_gradient,
+    unpacked,
+    window_steps,
+)
+
+
+def run(
+    grad_output: Tensor,  # empty where absent, as all gradients here
+    grad_layers: Sequence[Tensor],  # per layer: counts, membrane, synaptic and pending current
+    input: Tensor,
+    tensors: Sequence[Tensor],
+    saved: Saved,
+    shapes: StackShapes,
+    *,
+    needs: Sequence[bool],  # input, then six per layer
+) -> list[Tensor]:
+    """Gradients of the input and of every tensor, empty where not needed."""
+    return _Backward(grad_output, grad_layers, input, tensors, saved, shapes, needs).run()
+
+
+class _Backward:
+    """The backward pass of one call."""
+
+    def __init__(
+        self,
+        grad_output: Tensor,
+        grad_layers: Sequence[Tensor],
+        input: Tensor,
+        tensors: Sequence[Tensor],
+        saved: Saved,
+        shapes: StackShapes,
+        needs: Sequence[bool],
+    ) -> None:
+        self.grad_output = grad_output.contiguous()
+        self.grad_layers = [launch.present(grad.contiguous()) for grad in grad_layers]
+        self.input = input
+        self.tensors = list(per_layer([tensor.contiguous() for tensor in tensors]))
+        self.saved = saved
+        self.shapes = shapes
+        self.needs_input = needs[0]
+        self.needs = needs[1:]
+        self.reduced = dense.reduced_products_allowed(shapes.dtype)
+        self.grads = [
+            self._empty(tensor.shape if needed else (0,))
+            for tensor, needed in zip(tensors, self.needs, strict=True)
+        ]
+
+    def _empty(self, shape: Sequence[int]) -> Tensor:
+        device = self.input.device
+        return torch.empty(tuple(shape), dtype=self.shapes.dtype, device=device)
+
+    def run(self) -> list[Tensor]:
+        """Gradients of the input and of every tensor."""
+        plans = self.shapes.plans
+        above: Tensor | None = None  # flat dL/dS, or dL/d output of the last layer
+        if self.grad_output.numel() and plans[-1].kind != "readout_max":
+            above = dense.to_flat(self.grad_output, plans[-1].features)
+        for index in reversed(range(len(plans))):
+            plan = plans[index]
+            injected = self._injected(index, plan, above)
+            self._parameters(index, plan, injected)
+            if index > 0:
+                above = self._source_gradient(plan, self.tensors[index][0], injected)
+        return [self._input_gradient(injected), *self.grads]
+
+    def _injected(self, index: int, plan: LayerPlan, above: Tensor | None) -> Tensor:
+        """dL/dJ of a layer, flat (time, batch, N). May take the memory of `above`."""
+        shape = (self.shapes.n_steps, self.shapes.batch, self.shapes.neurons(plan))
+        if plan.kind == "current":
+            return self._empty(shape).zero_() if above is None else above
+        stepwise = plan.recurrent_kernel is not None
+        # Not the caller's, and not read again after it was written.
+        reusable = None if stepwise or index + 1 == len(self.shapes.plans) else above
+        given = self.grad_layers[GRADS_PER_LAYER * index : GRADS_PER_LAYER * (index + 1)]
+        start = TENSORS_PER_LAYER * index
+        adjoint = retreat.Adjoint(
+            plan,
+            launch.constants(plan, self.shapes.dtype, self.input.device),
+            self.shapes.n_steps,
+            grad_counts=given[0],
+            grad_final=given[1:],
+            kept=self.saved.kept[index],
+            words=self.saved.words[index],
+            grad_initial=[launch.present(grad) for grad in self.grads[start + 3 : start + 6]],
+            grad_injected=self._empty(shape) if reusable is None else reusable,
+        )
+        if plan.kind != "lif":
+            is_max = plan.kind == "readout_max"
+            grad = launch.present(self.grad_output) if is_max else above
+            best_step = self.saved.best_step if is_max else None
+            retreat.readout_backward(adjoint, grad, best_step)
+        elif not stepwise:
+            state = self._empty((0,))  # one window: nothing to hand on
+            retreat.lif_backward(adjoint, above, None, state, 0, self.shapes.n_steps)
+        else:
+            weight = self.tensors[index][2]
+            if recurrent.fits(adjoint):
+                parts = synapse.split_weight(weight)
+                recurrent.recurrent_backward(adjoint, above, parts, reduced=self.reduced)
+            else:
+                product = recurrent_gradient(plan, weight, reduced=self.reduced)
+                pairs.recurrent_backward(adjoint, above, product)
+        return adjoint.grad_injected
+
+    def _parameters(self, index: int, plan: LayerPlan, injected: Tensor) -> None:
+        """Gradients of weight, bias and recurrent weight of a layer."""
+        grad_weight, grad_bias, grad_recurrent = self.grads[TENSORS_PER_LAYER * index :][:3]
+        if grad_weight.numel():
+            words, values = self._source(index)
+            grad = self._weight_gradient(plan, injected, words, values)
+            grad_weight.copy_(grad.reshape(grad_weight.shape))
+        if grad_bias.numel():
+            channels = plan.shape[0]
+            torch.sum(injected.reshape(-1, channels), 0, out=grad_bias)
+        if grad_recurrent.numel():
+            own = recurrence(plan)
+            words = self.saved.words[index]
+            grad = self._weight_gradient(own, injected, words, None)
+            grad_recurrent.copy_(grad.reshape(grad_recurrent.shape))
+
+    def _source(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+        """What a layer's synapse reads: words, or values (time, batch, *features)."""
+        if index > 0:
+            return self.saved.words[index - 1], None
+        if self.input.dtype == torch.int32:
+            return self.input.contiguous(), None
+        if bool(self.saved.is_binary):
+            return self.saved.input_words, None
+        return None, self.input
+
+    def _weight_gradient(
+        self, plan: LayerPlan, injected: Tensor, words: Tensor | None, values: Tensor | None
+    ) -> Tensor:
+        """dL/dW, (out channels, in channels, kernel height, kernel width)."""
+        link = plan.feedforward
+        assert link is not None
+        if words is not None and self.shapes.dtype == torch.float32:
+            return synapse.weight_gradient(words, injected, link, reduced=self.reduced)
+        channels, height, width = link.in_shape
+        size = self.shapes.batch * channels * height * width
+        n_steps = self.shapes.n_steps
+        window = window_steps(size * injected.element_size(), n_steps)
+        total: Tensor | None = None
+        for start in range(0, n_steps, window):
+            stop = min(start + window, n_steps)
+            if words is None:
+                assert values is not None
+                source = values[start:stop]
+            else:
+                source = unpacked(words, link.in_shape, injected.dtype, start, stop)
+            part = dense.weight_gradient(injected[start:stop], source, plan, reduced=self.reduced)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    def _source_gradient(self, plan: LayerPlan, weight: Tensor, injected: Tensor) -> Tensor:
+        """W^T dL/dJ, flat (time, batch, N of the input)."""
+        return dense.input_gradient(injected, plan, weight, reduced=self.reduced)
+
+    def _input_gradient(self, injected: Tensor) -> Tensor:
+        if not self.needs_input:
+            return self._empty((0,))
+        first = self.shapes.plans[0]
+        features = self.shapes.input[2:]
+        if first.feedforward is None:
+            return dense.to_user(injected, features)
+        grad = self._source_gradient(first, self.tensors[0][0], injected)
+        return dense.to_user(grad, features)

@@ -1,0 +1,171 @@
+"""The forward pass of a stack: layer by layer, windows of steps that bound the workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastlif.ops import dense
+from fastlif.ops.layout import LayerOutputs, StackOutputs, StackShapes, kept_dtype, per_layer
+from fastlif.ops.plan import Connection, LayerPlan, LIFState
+from fastlif.ops.triton import launch, pack, pairs, recurrent, scan, synapse
+from fastlif.ops.triton.products import recurrent_product, unpacked, window_steps
+
+Current = Callable[[int, int], Tensor]  # flat J, without the recurrent part, of start .. stop
+
+
+def run(
+    input: Tensor,  # (time, batch, *features), or int32 words
+    tensors: Sequence[Tensor],  # six per layer, empty where absent
+    shapes: StackShapes,
+    *,
+    exact: bool,
+    keep: bool,
+) -> StackOutputs:
+    """Outputs of all layers; with `keep`, also what the backward pass needs."""
+    device, dtype = input.device, shapes.dtype
+    is_words = input.dtype == torch.int32
+    words = input.contiguous() if is_words else torch.empty(0, dtype=torch.int32, device=device)
+    is_binary = is_words
+    if not is_words and shapes.plans[0].feedforward is not None:
+        input = input if input[0, 0].is_contiguous() else input.contiguous()
+        words, is_binary = _packed(input, shapes)
+    output = torch.empty(shapes.output, dtype=dtype, device=device)
+    best_step = torch.empty(shapes.best_step, dtype=torch.int32, device=device)
+    layers: list[LayerOutputs] = []
+    spikes = words if is_binary else None
+    for plan, own in zip(shapes.plans, per_layer(tensors), strict=True):
+        out = _outputs(plan, shapes, kept_dtype(dtype, exact) if keep else None, device)
+        current = _source(plan, own, shapes, None if spikes is not None else input, spikes)
+        _layer(plan, own, shapes, out, current, output, best_step)
+        layers.append(out)
+        if plan.kind == "lif":
+            spikes = out.words
+            pack.count(out.words, out.counts, plan.features)
+    last = shapes.plans[-1]
+    if last.kind == "lif":
+        pack.unpack(layers[-1].words, output, 0, shapes.n_steps, last.features, user=True)
+    # What is handed out must not depend on the values of the input, and not be the input itself.
+    none = words.new_empty(0)
+    if not keep:
+        layers = [layer._replace(words=none) for layer in layers]
+    if not keep or is_words:
+        words = none
+    flag = torch.tensor([is_binary], dtype=torch.bool)
+    return StackOutputs(output, best_step, words, flag, layers)
+
+
+def _packed(input: Tensor, shapes: StackShapes) -> tuple[Tensor, bool]:
+    """Dense input as words, and whether it was binary, which waits for the device.
+
+    While a graph is captured nothing may wait: the input then counts as not binary.
+    """
+    if input.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(shapes.input_words, dtype=torch.int32, device=input.device), False
+    words, not_binary = pack.pack(input)
+    return words, not bool(not_binary.item())
+
+
+def _outputs(
+    plan: LayerPlan, shapes: StackShapes, kept: torch.dtype | None, device: torch.device
+) -> LayerOutputs:
+    def empty(shape: Sequence[int], dtype: torch.dtype = shapes.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+    return LayerOutputs(
+        kept=empty((0,)) if kept is None else empty(shapes.kept(plan), kept),
+        words=empty(shapes.words(plan), torch.int32),
+        counts=empty(shapes.counts(plan)),
+        membrane=empty(shapes.state(plan)),
+        synaptic_current=empty(shapes.state(plan)),
+        pending_current=empty(shapes.pending(plan)),
+    )
+
+
+def _source(
+    plan: LayerPlan,
+    tensors: Sequence[Tensor],
+    shapes: StackShapes,
+    values: Tensor | None,  # user (time, batch, *features), when the layer's input is not spikes
+    words: Tensor | None,
+) -> Current:
+    """How the current that a layer is given is made."""
+    link = plan.feedforward
+    if link is None:
+        assert values is not None
+        given = values
+        return lambda start, stop: dense.to_flat(given[start:stop], plan.features)
+    weight, bias = tensors[0], launch.present(tensors[1])
+    if values is not None:
+        real = values
+        return lambda start, stop: dense.injected_current(real[start:stop], plan, weight, bias)
+    assert words is not None
+    return _synapse(plan, link, weight, bias, words, shapes.dtype)
+
+
+def _synapse(
+    plan: LayerPlan,
+    link: Connection,
+    weight: Tensor,
+    bias: Tensor | None,
+    words: Tensor,
+    dtype: torch.dtype,
+) -> Current:
+    if dtype == torch.float32:
+        reduced = dense.reduced_products_allowed(dtype)
+        parts = synapse.split_weight(synapse.forward_weight(link, weight))
+        return lambda start, stop: synapse.injected_current(
+            words, link, parts, bias, start, stop, reduced=reduced
+        )
+    return lambda start, stop: dense.injected_current(
+        unpacked(words, link.in_shape, dtype, start, stop), plan, weight, bias
+    )
+
+
+def _layer(
+    plan: LayerPlan,
+    tensors: Sequence[Tensor],
+    shapes: StackShapes,
+    out: LayerOutputs,
+    current: Current,
+    output: Tensor,
+    best_step: Tensor,
+) -> None:
+    """Run one layer over all steps."""
+    n_steps = shapes.n_steps
+    # A step's current, and its input as numbers where there is such.
+    numbers = shapes.neurons(plan)
+    if plan.feedforward is not None:
+        channels, height, width = plan.feedforward.in_shape
+        numbers += channels * height * width
+    window = window_steps(shapes.batch * numbers * output.element_size(), n_steps)
+    windows = [(start, min(start + window, n_steps)) for start in range(0, n_steps, window)]
+    if plan.kind == "current":
+        for start, stop in windows:
+            output[start:stop] = dense.to_user(current(start, stop), plan.features)
+        return
+    neurons = scan.Neurons(
+        plan,
+        launch.constants(plan, shapes.dtype, output.device),
+        LIFState(*(launch.present(t.contiguous()) for t in tensors[3:6])),
+        out,
+        output.new_empty((3, shapes.batch, shapes.neurons(plan))),
+        n_steps,
+    )
+    if plan.recurrent_kernel is not None and not recurrent.fits(neurons):
+        product = recurrent_product(plan, tensors[2])
+        pairs.recurrent_forward(neurons, current, window, product)
+        return
+    reduced = dense.reduced_products_allowed(shapes.dtype)
+    if plan.recurrent_kernel is not None:
+        parts = synapse.split_weight(tensors[2].t())
+    for start, stop in windows:
+        injected = current(start, stop)
+        if plan.recurrent_kernel is not None:
+            recurrent.recurrent_forward(neurons, injected, parts, start, stop, reduced=reduced)
+        elif plan.kind == "lif":
+            scan.lif_forward(neurons, injected, start, stop)
+        else:
+            scan.readout_forward(neurons, injected, output, best_step, start, stop)

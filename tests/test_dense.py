@@ -1,0 +1,78 @@
+"""The synapses by torch's libraries, in the neuron order of the GPU kernels, against autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastlif.ops import dense
+from fastlif.ops.plan import LayerPlan, conv_connection, dense_connection
+
+
+@pytest.mark.parametrize("features", [(7,), (3, 5), (1, 6), (4, 1), (3, 4, 5), (1, 4, 5)])
+def test_flat_is_channels_last_and_back(features):
+    user = torch.randn(2, 3, *features)
+    flat = dense.to_flat(user, features)
+    assert flat.shape == (2, 3, user[0, 0].numel()) and flat.is_contiguous()
+    channels = features[0]
+    by_hand = user.reshape(2, 3, channels, -1)
+    for neuron in range(flat.shape[2]):
+        position, channel = divmod(neuron, channels)
+        assert torch.equal(flat[..., neuron], by_hand[:, :, channel, position])
+    back = dense.to_user(flat, features)
+    assert torch.equal(back, user) and back.is_contiguous()
+
+
+def plans() -> dict[str, LayerPlan]:
+    conv1d, features1d = conv_connection(
+        (3, 20), 5, kernel=(4,), stride=(2,), padding=(1,), dilation=(2,)
+    )
+    conv2d, features2d = conv_connection(
+        (3, 9, 8), 5, kernel=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)
+    )
+    return {
+        "dense": LayerPlan("lif", (5,), dense_connection((6,), 5)),
+        "dense-on-a-map": LayerPlan("lif", (5,), dense_connection((3, 4, 2), 5)),
+        "conv1d": LayerPlan("lif", features1d, conv1d),
+        "conv2d": LayerPlan("lif", features2d, conv2d),
+    }
+
+
+@pytest.mark.parametrize("name", plans())
+def test_products_against_autograd(name):
+    plan = plans()[name]
+    link = plan.feedforward
+    values = torch.randn(4, 2, *link.in_shape, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(link.weight_shape, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(link.out_shape[0], dtype=torch.float64)
+    expected = F.conv2d(
+        values.flatten(0, 1), weight, bias, link.stride, link.padding, link.dilation
+    ).unflatten(0, (4, 2))
+    found = dense.injected_current(values.detach(), plan, weight.detach(), bias)
+    assert torch.allclose(found, dense.to_flat(expected, link.out_shape))
+    grad = torch.randn_like(expected)
+    grad_values, grad_weight = torch.autograd.grad(expected, (values, weight), grad)
+    flat = dense.to_flat(grad, link.out_shape)
+    back = dense.input_gradient(flat, plan, weight.detach(), reduced=False)
+    assert torch.allclose(back, dense.to_flat(grad_values, link.in_shape))
+    own = dense.weight_gradient(flat, values.detach(), plan, reduced=False)
+    assert torch.allclose(own, grad_weight)
+
+
+def test_precision_of_the_libraries_is_given_back():
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    with dense.library_precision(reduced=False):
+        assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.allow_tf32
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before
+
+
+def test_reduced_products_are_the_users_choice():
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not dense.reduced_products_allowed(torch.float32)
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert dense.reduced_products_allowed(torch.float32)
+        assert not dense.reduced_products_allowed(torch.float64)
+    finally:
+        torch.set_float32_matmul_precision("highest")

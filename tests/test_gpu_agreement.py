@@ -1,0 +1,93 @@
+"""What the GPU kernels promise beside being right: the CPU's bits forward, the same bits again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastlif import ops
+from fastlif.ops import cuda
+from fastlif.spikes import PackedSpikes
+
+from .cases import CONV, DENSE, Stack, build, layer_tensors, named_leaves
+from .compare import loss, relative
+from .emulation import emulated_cuda, order_of_threads
+from .targets import HERE, Target, emulated
+
+CASES = [DENSE[3], DENSE[4], CONV[0], CONV[1], CONV[3]]
+GPU = [t for t in HERE if t.name in ("emulated", "cuda", "triton")]
+IDS = {"ids": lambda item: item.name}
+
+
+def run(
+    case: Stack, target: Target, dtype: torch.dtype = torch.float32, packed: bool = False
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Everything a stack returns, and all gradients of a loss over it, on the CPU."""
+    tensors = layer_tensors(case, dtype, dtype, state=True, device=target.device)
+    input = case.input.to(target.device, dtype, copy=True).requires_grad_(not packed)
+    given = input
+    if packed:
+        given = PackedSpikes.pack(case.input.to(dtype)).to(target.device)
+    result = ops.stack(given, case.plans, tensors, backend=target.backend)
+    loss(result).backward()
+    states = [s for state in result.states for s in state if s is not None]
+    outputs = [result.output, *result.spike_counts, *states]
+    grads = {name: leaf.grad.cpu() for name, leaf in named_leaves(tensors).items()}
+    if not packed:
+        grads["input"] = input.grad.cpu()
+    return [t.detach().cpu() for t in outputs], grads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES, **IDS)
+@pytest.mark.parametrize("target", [t for t in GPU if t.name != "triton"], indirect=True, **IDS)
+def test_forward_is_bitwise_that_of_the_cpu(target, case, dtype):
+    stack = build(case, delay=1 if case is CONV[1] else 0)
+    ours, _ = run(stack, target, dtype)
+    theirs, _ = run(stack, Target("cpu", "cpu"), dtype)
+    assert theirs[1].sum() > 0
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES[1:4], **IDS)
+@pytest.mark.parametrize("target", GPU, indirect=True, **IDS)
+def test_packed_and_dense_input_give_the_same_bits_every_time(target, case):
+    stack = build(case)
+    outputs, grads = run(stack, target)
+    assert outputs[1].sum() > 0
+    for packed in (False, True):
+        again, grads_again = run(stack, target, packed=packed)
+        assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
+        assert all(torch.equal(grads[name], grads_again[name]) for name in grads_again)
+
+
+@pytest.mark.parametrize("case", [CONV[0], DENSE[4]], **IDS)
+@pytest.mark.parametrize("target", GPU, indirect=True, **IDS)
+def test_small_shared_memory_splits_the_stack(target, case, monkeypatch):
+    """Layers in launches of their own give the same spikes, and gradients but for rounding."""
+    if target.name == "triton":
+        pytest.skip("has no segments")
+    whole, grads = run(build(case), target)
+    monkeypatch.setattr(cuda, "EMULATED_SHARED_BYTES", 24 * 1024)
+    monkeypatch.setattr(cuda, "_shared_bytes", lambda index: 24 * 1024)
+    kernels_split, split_grads = run(build(case), target)
+    assert all(torch.equal(a, b) for a, b in zip(whole, kernels_split, strict=True))
+    for name, grad in grads.items():
+        assert relative(split_grads[name], grad) < 1e-5
+
+
+@pytest.mark.parametrize("case", [DENSE[2], CONV[0], CONV[4]], **IDS)
+def test_no_race_in_any_order_of_threads(case):
+    """The emulation watches every access, and runs threads and blocks in other orders."""
+    kernels = emulated_cuda(find_races=True)
+    stack = build(case, detach_reset=case is not CONV[0], delay=int(case is CONV[4]))
+    target = Target("emulated", "cpu")
+    found = []
+    with emulated(kernels):
+        for seed in (0, 1, 2):
+            with order_of_threads(kernels, seed):
+                found.append(run(stack, target))
+    for outputs, grads in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outputs, found[0][0], strict=True))
+        assert all(torch.equal(grads[name], found[0][1][name]) for name in grads)
