@@ -1,4 +1,4 @@
-"""Command line: `python -m bench list` and `python -m bench run [CASE ...]`."""
+"""Command line: `python -m bench list`, `run [CASE ...]` or `kernels [ENGINE ...]`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from bench.cases import CASES, Case
 from bench.check import CheckFailed
 from bench.floors import Peak, measure_peak
+from bench.kernels import ENGINES, report_kernels
 from bench.machine import describe_machine
 from bench.report import case_text, machine_text, result_text, write_json
 from bench.run import Result, run_case
@@ -33,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--quick", action="store_true", help="tiny batches: a check that times nothing useful"
     )
+    kernels = commands.add_parser("kernels", help="registers and spills of the GPU kernels")
+    engines = f"of {', '.join(ENGINES)}; default all"
+    kernels.add_argument("engines", nargs="*", metavar="ENGINE", help=engines)
     return top
 
 
@@ -51,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "list":
         print("\n".join(case_text(case) for case in CASES.values()))
         return 0
+    if options.command == "kernels":
+        unknown = [name for name in options.engines if name not in ENGINES]
+        if unknown:
+            parser().error(f"unknown engine {unknown[0]!r}: choose from {', '.join(ENGINES)}")
+        return report_kernels(options.engines or list(ENGINES))
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser().error(f"unknown case {unknown[0]!r}: choose from {', '.join(CASES)}")

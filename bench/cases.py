@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fastlif import PackedSpikes, Sequential
+from bench.planes import PLANES, PlaneNetwork
+from fastlif import PackedSpikes, Sequential, extension
 from fastlif.init import fluctuation_driven_
 from fastlif.models import Preset, build, preset
+from fastlif.spikes import WORD_STEPS, n_words, spatial_shape
 
 DT = 2e-3  # seconds per step
 INPUT_RATE = 12.0  # Hz
@@ -38,9 +40,17 @@ class Case:
     design_floor: float | None
 
     @property
-    def network(self) -> Preset:
-        """The preset's sizes and regularizers."""
-        return preset(self.preset)
+    def network(self) -> Preset | PlaneNetwork:
+        """The network's sizes and regularizers."""
+        return PLANES[self.preset] if self.preset in PLANES else preset(self.preset)
+
+    def build(
+        self, *, backend: str | None = None, device: torch.device | str | None = None
+    ) -> Sequential:
+        """The network, weights drawn by the layers' own default."""
+        if self.preset in PLANES:
+            return PLANES[self.preset].build(dt=DT, backend=backend, device=device)
+        return build(self.preset, recurrent=self.recurrent, dt=DT, backend=backend, device=device)
 
     def quick(self) -> Case:
         """The same network on a batch small enough for a test."""
@@ -66,18 +76,36 @@ def poisson_input(case: Case) -> PackedSpikes:
     """Independent spikes at `INPUT_RATE`, at most one per step and input."""
     generator = torch.Generator().manual_seed(1)
     shape = (case.n_steps, case.batch, *case.network.input_features())
-    return PackedSpikes.pack((torch.rand(shape, generator=generator) < INPUT_RATE * DT).float())
+    spikes = torch.rand(shape, generator=generator) < INPUT_RATE * DT
+    if extension.is_available():
+        return PackedSpikes.pack(spikes.float())
+    return pack_with_torch(spikes)
 
 
-def build_network(case: Case, input: PackedSpikes) -> tuple[Sequential, list[float]]:
+def pack_with_torch(spikes: torch.Tensor) -> PackedSpikes:
+    """Pack a bool (time, batch, *features) tensor without fastlif's kernels, on any device."""
+    n_steps, batch, *features = spikes.shape
+    channels, height, width = spatial_shape(features)
+    bits = spikes.reshape(n_steps, batch, channels, height * width).transpose(2, 3).flatten(2)
+    padded = bits.new_zeros(WORD_STEPS * n_words(n_steps), batch, bits.shape[2])
+    padded[:n_steps] = bits
+    weights = 2 ** torch.arange(WORD_STEPS, device=spikes.device).view(1, -1, 1, 1)
+    words = (padded.unflatten(0, (-1, WORD_STEPS)) * weights).sum(1)
+    words = torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    return PackedSpikes(words, n_steps, tuple(features))
+
+
+def build_network(
+    case: Case, input: PackedSpikes, tuning_samples: int = TUNING_SAMPLES
+) -> tuple[Sequential, list[float]]:
     """A network whose layers fire near `TARGET_RATE`, and the sigma_u of each that does it.
 
     The weights are fluctuation-driven at the measured rate of each layer's input. Every sigma_u is
     found by bisection, from the first layer to the last: a layer's rate rises with its sigma_u and
     does not depend on the layers behind it.
     """
-    model = build(case.preset, recurrent=case.recurrent, dt=DT)
-    sample = input[:TUNING_SAMPLES]
+    model = case.build(backend=None if extension.is_available() else "reference")
+    sample = input[:tuning_samples]
     n_layers = len(case.network.hidden)
     sigma_u = [1.0] * n_layers
 

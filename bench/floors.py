@@ -40,6 +40,8 @@ class Peak:
 
     multiply_adds: float  # float32 per second, matrix product
     bytes: float  # per second, copy, read and write counted
+    # The same of the unit that does dense products best (a GPU's tensor cores); None: as above.
+    dense_multiply_adds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Work:
 
     def seconds(self, peak: Peak) -> float:
         """The floor."""
-        arithmetic = (self.deliveries + self.dense + self.neurons) / peak.multiply_adds
+        dense = self.dense / (peak.dense_multiply_adds or peak.multiply_adds)
+        arithmetic = (self.deliveries + self.neurons) / peak.multiply_adds + dense
         return max(arithmetic, self.bytes / peak.bytes)
 
 

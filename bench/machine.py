@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy
@@ -50,6 +51,75 @@ def describe_machine() -> Machine:
         fastlif=fastlif.__version__,
         commit=_commit(),
     )
+
+
+@dataclass(frozen=True)
+class GpuMachine:
+    """A GPU, the versions around it, and the commit of the code."""
+
+    name: str
+    capability: str
+    memory: int  # bytes
+    multiprocessors: int
+    driver: str
+    cuda: str  # that torch was built with
+    clocks: str  # now and at most, as the driver tells
+    system: str
+    cpu: str
+    python: str
+    torch: str
+    triton: str
+    fastlif: str
+    commit: str | None
+
+
+def describe_gpu(device: torch.device) -> GpuMachine:
+    """The GPU that `device` names; on "cpu" the fields of a GPU are empty."""
+    name, capability, memory, multiprocessors = "no GPU", "", 0, 0
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name, memory = properties.name, properties.total_memory
+        capability = f"{properties.major}.{properties.minor}"
+        multiprocessors = properties.multi_processor_count
+    driver, clocks = gpu_query("driver_version"), gpu_query("clocks.sm,clocks.max.sm,clocks.mem")
+    return GpuMachine(
+        name=name,
+        capability=capability,
+        memory=memory,
+        multiprocessors=multiprocessors,
+        driver=driver or "unknown",
+        cuda=torch.version.cuda or "none",
+        clocks=clocks or "unknown",
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_model(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=_version("triton"),
+        fastlif=fastlif.__version__,
+        commit=_commit(),
+    )
+
+
+def gpu_query(fields: str) -> str | None:
+    """What nvidia-smi says of the first GPU; None where it is not there or fails."""
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", "--id=0"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 class OtherPrograms:
@@ -101,5 +171,5 @@ def _commit() -> str | None:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("FASTLIF_COMMIT")
     return described.stdout.strip()
