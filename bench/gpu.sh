@@ -20,7 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
 python=${PYTHON:-python3}
 # Neither what runs on the CPU nor what compiles for other GPUs.
-test_selection="(cuda or triton or gpu) and not emulat and not interpreted and not compile and not gpu_script"
+test_selection="(cuda or triton or gpu) and not emulat and not interpreted and not compile and not gpu_script and not race and not accepted and not process_of_its_own"
 parts=build,tests,sanitize,timings,profile
 total=590
 folder=

@@ -31,21 +31,22 @@ def backends() -> list[Backend]:
     return [_cuda(), _triton(), cpu, reference]
 
 
-def _gpu() -> str:
-    """Name of the GPU, "" without one."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-
-
 def _cuda() -> Backend:
     if not extension.is_available(extension.CUDA):
         return Backend("cuda", False, extension.reason(extension.CUDA))
-    return Backend("cuda", bool(_gpu()), f"fused CUDA kernels on {_gpu() or 'no GPU'}")
+    return _on_gpu("cuda", "fused CUDA kernels")
 
 
 def _triton() -> Backend:
     if importlib.util.find_spec("triton") is None:
         return Backend("triton", False, "the package triton is not installed")
-    return Backend("triton", bool(_gpu()), f"Triton kernels on {_gpu() or 'no GPU'}")
+    return _on_gpu("triton", "Triton kernels, compiled when they first run")
+
+
+def _on_gpu(name: str, detail: str) -> Backend:
+    if not torch.cuda.is_available():
+        return Backend(name, False, "needs a GPU, and torch sees none")
+    return Backend(name, True, f"{detail}, on {torch.cuda.get_device_name()}")
 
 
 def release_memory() -> None:

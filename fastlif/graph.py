@@ -42,10 +42,10 @@ class GraphStep:
 
     In a graph, the results are the same tensors at every call: read them, or add them up on the
     device, before the next one. What Python did in `objective` is fixed: branches, numbers, the
-    mode of the model. Nothing in it may wait for the device, so spikes have to come as
-    PackedSpikes; events come in buffers of one size, for
-    `PackedSpikes.from_events(..., validate=False)`. Tensors that it changes in place, such as sums
-    over an epoch, go on changing.
+    mode of the model. Nothing in it may wait for the device, not even to see whether dense input is
+    binary: in a graph it counts as numbers. Spikes therefore have to come as PackedSpikes; events
+    come in buffers of one size, for `PackedSpikes.from_events(..., validate=False)`. Tensors that
+    it changes in place, such as sums over an epoch, go on changing.
 
     Learning rates can be changed at any time as `optimizer.param_groups[i]["lr"]`, by schedulers
     too; where the group is `capturable` (SMORMS3 always is) they become tensors on the device. Any

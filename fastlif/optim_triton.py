@@ -27,24 +27,25 @@ def update(
         return
     lr, minimum = group["lr"], group["minimum"]
     lr_tensor = lr if isinstance(lr, Tensor) else None
-    smorms3[(triton.cdiv(n_elements, BLOCK),)](
-        parameter.detach(),
-        gradient.contiguous(),
-        state["g1"],
-        state["g2"],
-        state["m"],
-        lr_tensor,
-        lr if lr_tensor is None else 0.0,
-        group["eps"],
-        0.0 if minimum is None else minimum,
-        n_elements,
-        maximize=group["maximize"],
-        has_minimum=minimum is not None,
-        double=parameter.dtype == torch.float64,
-        block=BLOCK,
-        num_warps=WARPS,
-        enable_fp_fusion=False,  # every operation rounds once, as torch does
-    )
+    with torch.cuda.device_of(parameter):  # kernels go to the current device
+        smorms3[(triton.cdiv(n_elements, BLOCK),)](
+            parameter.detach(),
+            gradient.contiguous(),
+            state["g1"],
+            state["g2"],
+            state["m"],
+            lr_tensor,
+            lr if lr_tensor is None else 0.0,
+            group["eps"],
+            0.0 if minimum is None else minimum,
+            n_elements,
+            maximize=group["maximize"],
+            has_minimum=minimum is not None,
+            double=parameter.dtype == torch.float64,
+            block=BLOCK,
+            num_warps=WARPS,
+            enable_fp_fusion=False,  # every operation rounds once, as torch does
+        )
 
 
 @triton.jit

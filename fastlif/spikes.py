@@ -71,7 +71,7 @@ class PackedSpikes:
             words = self.words.index_select(1, indices)
         else:
             shape = (self.words.shape[0], len(indices), self.words.shape[2])
-            words = torch.empty(shape, dtype=torch.int32, pin_memory=True)
+            words = torch.empty(shape, dtype=torch.int32, device="cpu", pin_memory=True)
             torch.index_select(self.words, 1, indices, out=words)
         return PackedSpikes(words, self.n_steps, self.features)
 
@@ -107,7 +107,7 @@ class PackedSpikes:
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Zeros and ones of shape (time, batch, *features)."""
         if extension.is_available() and self.device.type == "cpu" and dtype in KERNEL_DTYPES:
-            dense = torch.empty(self.shape, dtype=dtype)
+            dense = torch.empty(self.shape, dtype=dtype, device="cpu")
             words = self.words.contiguous()
             extension.load().unpack(
                 words.data_ptr(),
@@ -217,7 +217,7 @@ def _pack_events_on_cpu(
     step, feature = step.clamp(-1, n_steps).to(torch.int32), feature.to(torch.int32)
     step, feature = step.contiguous(), feature.contiguous()
     batch = len(offsets) - 1
-    words = torch.empty((n_words(n_steps), batch, size), dtype=torch.int32)
+    words = torch.empty((n_words(n_steps), batch, size), dtype=torch.int32, device="cpu")
     extension.load().pack_events(
         step.data_ptr(),
         feature.data_ptr(),
@@ -284,7 +284,8 @@ def pack_words(
     features = tuple(dense.shape[2:])
     if not dense[0, 0].is_contiguous():
         dense = dense.contiguous()
-    words = torch.empty((n_words(n_steps), batch, math.prod(features)), dtype=torch.int32)
+    shape = (n_words(n_steps), batch, math.prod(features))
+    words = torch.empty(shape, dtype=torch.int32, device="cpu")
     binary = extension.load().pack(
         dense.data_ptr(),
         dense.dtype == torch.float64,

@@ -16,7 +16,7 @@ from .targets import BY_NAME, Target
 
 def relative(a: Tensor, b: Tensor) -> float:
     """Norm of the difference over the norm of `b`."""
-    a, b = a.double().cpu(), b.double()
+    a, b = a.double().cpu(), b.double().cpu()
     return float((a - b).norm() / b.norm().clamp_min(1e-30))
 
 

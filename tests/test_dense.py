@@ -61,18 +61,37 @@ def test_products_against_autograd(name):
 
 
 def test_precision_of_the_libraries_is_given_back():
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
-    with dense.library_precision(reduced=False):
-        assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.allow_tf32
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.conv.fp32_precision, cudnn.deterministic
+    for reduced, precision in ((False, "ieee"), (True, "tf32")):
+        with dense.library_precision(reduced):
+            assert cudnn.deterministic and not cudnn.benchmark
+            assert cudnn.conv.fp32_precision == precision
+        assert (cudnn.allow_tf32, cudnn.conv.fp32_precision, cudnn.deterministic) == before
 
 
-def test_reduced_products_are_the_users_choice():
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert not dense.reduced_products_allowed(torch.float32)
-    torch.set_float32_matmul_precision("high")
+def test_newer_and_older_settings_of_precision_may_be_mixed():
+    """Reading the older ones is an error of torch's then."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
     try:
+        matmul.fp32_precision, conv.fp32_precision = "tf32", "ieee"
+        with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+            torch.get_float32_matmul_precision()
         assert dense.reduced_products_allowed(torch.float32)
+        with dense.library_precision(reduced=True):
+            assert conv.fp32_precision == "tf32"
+        assert conv.fp32_precision == "ieee"
+    finally:
+        matmul.fp32_precision, conv.fp32_precision = before
+
+
+@pytest.mark.parametrize(("setting", "allowed"), [("highest", False), ("high", True)])
+def test_reduced_products_are_the_users_choice(setting, allowed):
+    assert torch.get_float32_matmul_precision() == "highest"
+    torch.set_float32_matmul_precision(setting)
+    try:
+        assert dense.reduced_products_allowed(torch.float32) == allowed
         assert not dense.reduced_products_allowed(torch.float64)
     finally:
         torch.set_float32_matmul_precision("highest")

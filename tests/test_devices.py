@@ -61,6 +61,16 @@ def test_other_values_are_refused(device: str, value: float, no_kernels: None) -
     assert PackedSpikes.pack(dense, validate=False).count() == 1
 
 
+def test_the_default_device_does_not_move_what_is_on_the_cpu() -> None:
+    dense = (torch.rand(40, 3, 5) < 0.4).float()
+    step, unit, offsets = events((5,), 40)
+    options: dict[str, Any] = {"n_steps": 40, "features": (5,)}
+    expected = PackedSpikes.from_events(step, unit, offsets, **options).words
+    with torch.device("meta"):
+        assert torch.equal(PackedSpikes.pack(dense).unpack(), dense)
+        assert torch.equal(PackedSpikes.from_events(step, unit, offsets, **options).words, expected)
+
+
 def test_words_are_counted_bit_by_bit() -> None:
     words = torch.tensor([0, -1, -(2**31), 2**31 - 1, 0x01020408, 0x55555555], dtype=torch.int32)
     spikes = PackedSpikes(words.view(1, 1, 6), 32, (6,))

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from fastlif import ops
 from fastlif.ops import cuda
+from fastlif.ops.plan import LayerPlan, LayerTensors, conv_connection, encode
 from fastlif.spikes import PackedSpikes
 
 from .cases import CONV, DENSE, Stack, build, layer_tensors, named_leaves
-from .compare import loss, relative
+from .compare import loss, relative, replay
 from .emulation import emulated_cuda, order_of_threads
 from .targets import HERE, Target, emulated
 
@@ -91,3 +92,55 @@ def test_no_race_in_any_order_of_threads(case):
     for outputs, grads in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(outputs, found[0][0], strict=True))
         assert all(torch.equal(grads[name], found[0][1][name]) for name in grads)
+
+
+@pytest.mark.parametrize("channels", [4, 5, 8, 12])
+def test_what_is_accepted_can_be_launched(channels, monkeypatch):
+    """A layer that just fits by the segments' account fits the launch, counts included."""
+    kernels = emulated_cuda()
+    link, features = conv_connection(
+        (1, 6, 6), channels, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1)
+    )
+    plan = LayerPlan("lif", features, link, (3, 3), decay_mem=0.9, decay_syn=0.8)
+    code = kernels.Plan(*encode([plan]))
+
+    def fits(shared_bytes: int) -> bool:
+        try:
+            kernels.forward_segments(code, 1, shared_bytes)
+            kernels.backward_segments(code, 1, shared_bytes)
+        except ValueError:
+            return False
+        return True
+
+    smallest = next(size for size in range(1024, 65536, 16) if fits(size))
+    monkeypatch.setattr(cuda, "EMULATED_SHARED_BYTES", smallest)
+    weight = torch.randn(channels, 1, 3, 3, requires_grad=True)
+    own = (torch.randn(channels, channels, 3, 3) * 0.1).requires_grad_()
+    tensors = [LayerTensors(weight, None, own)]
+    spikes = (torch.rand(7, 3, 1, 6, 6) < 0.3).float()
+    with emulated(kernels):
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            try:
+                result = ops.stack(spikes, [plan], tensors, exact_membrane=True, backend="emulated")
+                (result.output.sum() + result.spike_counts[0].pow(2).sum()).backward()
+            finally:
+                torch.set_float32_matmul_precision("highest")
+    assert result.output.sum() > 0 and own.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("case", CASES, **IDS)
+@pytest.mark.parametrize("target", GPU, indirect=True, **IDS)
+def test_reduced_products_change_gradients_a_little(target, case):
+    """TF32 keeps 10 bits: errors above those of float32, and below what 10 bits allow."""
+    errors = []
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            found = replay(build(case), torch.float32, exact=True, target=target)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        assert found.wrong_spikes == 0 or target.name == "triton"
+        errors.append(found.worst[0])
+    assert errors[0] < 1e-4
+    assert 1e-5 < errors[1] < 3e-3

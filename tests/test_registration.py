@@ -18,28 +18,30 @@ from fastlif.spikes import PackedSpikes
 from .cases import CONV, DENSE, build, layer_tensors
 
 CASES = [DENSE[-1], CONV[1], CONV[3]]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-def raw_arguments(case, *, delay=0, packed=False, exact=False):
+def raw_arguments(case, *, delay=0, packed=False, exact=False, device="cpu"):
     stack = build(case, delay=delay)
-    tensors = layer_tensors(stack, torch.float32, torch.float32, state=True)
-    input = stack.input.float()
+    tensors = layer_tensors(stack, torch.float32, torch.float32, state=True, device=device)
+    input = stack.input.float().to(device)
     given = PackedSpikes.pack(input).words if packed else input
     flat = [t.detach() for layer in tensors for t in registration._flat_tensors(layer, input)]
     ints, floats = encode(stack.plans)
     return (given, flat, ints, floats, list(input.shape), torch.float32, exact, "auto", True)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_opcheck(case, delay, packed):
-    arguments = raw_arguments(case, delay=delay, packed=packed)
+def test_opcheck(case, delay, packed, device):
+    arguments = raw_arguments(case, delay=delay, packed=packed, device=device)
     torch.library.opcheck(torch.ops.fastlif.stack_forward.default, arguments)
     input, flat, *options, _ = arguments
     outputs = StackOutputs.grouped(torch.ops.fastlif.stack_forward(*arguments))
     saved = outputs.saved().flat()
-    none = torch.empty(0)
+    none = torch.empty(0, device=device)
     needs = [not packed, *(t.numel() > 0 for t in flat)]
     torch.library.opcheck(
         torch.ops.fastlif.stack_backward.default,
@@ -59,12 +61,13 @@ def model() -> torch.nn.Module:
     )
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dynamic", [False, None, True])
-def test_compile(dynamic):
-    network = model()
+def test_compile(dynamic, device):
+    network = model().to(device)
     compiled = torch.compile(network, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for steps, batch in ((40, 3), (50, 4)):
-        spikes = (torch.rand(steps, batch, 2, 30) < 0.3).float().requires_grad_()
+        spikes = (torch.rand(steps, batch, 2, 30) < 0.3).float().to(device).requires_grad_()
         expected = network(spikes)
         grads = torch.autograd.grad(expected.square().sum(), [spikes, *network.parameters()])
         found = compiled(spikes)

@@ -89,6 +89,7 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
   FASTLIF_ADDRESS(grad_pending0);
 #undef FASTLIF_ADDRESS
 
+  m.def("unusable", &unusable);
   m.def("forward_segments", [](const Plan& plan, int precision, int shared_bytes) {
     return forward_segments(plan, Precision(precision), shared_bytes);
   });

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,9 @@ enum class Precision : int { float32_half = 0, float32_exact = 1, float64 = 2 };
 enum class Products : int { exact = 0, tf32 = 1 };  // of W^T dL/dJ and V^T dL/dJ in the backward pass
 
 // ---- pack.cu
+// Why the current device cannot run these kernels, as when the driver or the device is older than what they were
+// compiled for; empty when it can.
+std::string unusable();
 // User layout (T, B, channels, positions), any strides of time and batch, to words int32 (ceil(T/32), B, N flat), bit q of
 // word c is step 32 c + q. *not_binary (int32, zeroed by this call) becomes 1 when a value is neither 0 nor 1.
 void pack_words(const void* dense, bool is_double, int64_t time_stride, int64_t batch_stride, int64_t n_steps, int64_t batch,

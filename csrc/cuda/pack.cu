@@ -184,6 +184,17 @@ void unpack(const int32_t* words, int64_t n_steps, int64_t batch, const Maps& ma
 
 }  // namespace
 
+std::string unusable() {
+#if !defined(FASTLIF_EMULATED)
+  cudaFuncAttributes attributes;  // of any kernel: all are compiled for the same devices
+  if (const cudaError_t status = cudaFuncGetAttributes(&attributes, words_to_masks_kernel)) {
+    cudaGetLastError();
+    return cudaGetErrorString(status);
+  }
+#endif
+  return "";
+}
+
 void pack_words(const void* dense, bool is_double, int64_t time_stride, int64_t batch_stride, int64_t n_steps,
                 int64_t batch, Shape shape, int32_t* words, int32_t* not_binary, cudaStream_t stream) {
   check(cudaMemsetAsync(not_binary, 0, sizeof(int32_t), stream), described("pack_words", n_steps, batch, shape.size()));

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -21,7 +22,11 @@
 namespace fastlif::cuda {
 
 inline void check(cudaError_t status, const std::string& what) {
-  if (status != cudaSuccess) throw std::runtime_error(what + ": " + cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+#if !defined(FASTLIF_EMULATED)
+  cudaGetLastError();  // reported here, not by the next launch, which asks for the last error
+#endif
+  throw std::runtime_error(what + ": " + cudaGetErrorString(status));
 }
 
 // Bytes of shared memory that one block may have on the current device.
@@ -64,12 +69,15 @@ void launch(const Name& name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
 #if defined(FASTLIF_EMULATED)
   emulation::machine.launch(name, [&] { kernel(arguments...); }, grid, block, shared_bytes);
 #else
-  if (shared_bytes > 48 * 1024)  // more than any kernel may have unasked
+  std::unique_lock<std::mutex> alone;
+  if (shared_bytes > 48 * 1024) {  // more than any kernel may have unasked
+    // What is asked for holds for the kernel until the next asks: no other thread may come between it and the launch.
+    static std::mutex asking;
+    alone = std::unique_lock<std::mutex>(asking);
     if (const cudaError_t status =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes))) {
-      cudaGetLastError();  // reported here, not by a later launch
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)))
       check(status, name() + " with " + std::to_string(shared_bytes) + " bytes of shared memory");
-    }
+  }
   kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
   if (const cudaError_t status = cudaGetLastError()) check(status, name());
 #endif

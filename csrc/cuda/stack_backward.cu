@@ -243,10 +243,9 @@ int multiprocessors() {
 #endif
 }
 
-bool fits(const BackwardProblem& problem, int samples, bool all_counts, int shared_bytes) {
-  return problem.precision == Precision::float64
-             ? Description<double>(problem, samples, all_counts).shared_bytes() <= shared_bytes
-             : Description<float>(problem, samples, all_counts).shared_bytes() <= shared_bytes;
+int64_t bytes_of(const BackwardProblem& problem, int samples, bool all_counts) {
+  return problem.precision == Precision::float64 ? Description<double>(problem, samples, all_counts).shared_bytes()
+                                                 : Description<float>(problem, samples, all_counts).shared_bytes();
 }
 
 // More samples share each weight that is loaded, as long as no multiprocessor gets more of them for it.
@@ -257,7 +256,7 @@ int samples_of_block(const BackwardProblem& problem, int most, int shared_bytes)
   };
   int best = 1;
   for (int samples = 2; samples <= most; samples *= 2)
-    if (samples <= problem.batch && load(samples) <= load(best) && fits(problem, samples, false, shared_bytes))
+    if (samples <= problem.batch && load(samples) <= load(best) && bytes_of(problem, samples, false) <= shared_bytes)
       best = samples;
   return best;
 }
@@ -291,14 +290,16 @@ void run(const BackwardProblem& problem, int samples, int shared_bytes, cudaStre
                : run<Real, 1, tensor_cores>(problem, shared_bytes, stream);
 }
 
-// The problem of any one sample, without its tensors.
-BackwardProblem part_of(const Plan& plan, Precision precision, int first, int last) {
+// Shared memory for any one sample, whatever the products: which of them takes more depends on the channels.
+int64_t segment_bytes(const Plan& plan, Precision precision, int first, int last) {
   BackwardProblem part;
   part.plan = &plan, part.first = first, part.last = last;
   part.n_steps = part.batch = 1, part.precision = precision;
-  part.products = precision == Precision::float64 ? Products::exact : Products::tf32;  // takes a little more room
   part.layers.resize(size_t(last - first));
-  return part;
+  const int64_t exact = bytes_of(part, 1, true);
+  if (precision == Precision::float64) return exact;
+  part.products = Products::tf32;
+  return std::max(exact, bytes_of(part, 1, true));
 }
 
 }  // namespace
@@ -308,18 +309,14 @@ std::vector<std::pair<int, int>> backward_segments(const Plan& plan, Precision p
   std::vector<std::pair<int, int>> segments;
   for (int first = 0, last; first < n_layers; first = last) {
     const Layer& layer = plan.layers[size_t(first)];
-    const auto runs = [&](int end) { return fits(part_of(plan, precision, first, end), 1, true, shared_bytes); };
+    const auto runs = [&](int end) { return segment_bytes(plan, precision, first, end) <= shared_bytes; };
     last = first + 1;
     const bool alone = layer.kind == Kind::current || !runs(last);
-    if (alone && layer.kind != Kind::current && (layer.kind != Kind::lif || layer.recurrent)) {
-      const BackwardProblem part = part_of(plan, precision, first, last);
-      const int64_t bytes = precision == Precision::float64 ? Description<double>(part, 1, true).shared_bytes()
-                                                            : Description<float>(part, 1, true).shared_bytes();
+    if (alone && layer.kind != Kind::current && (layer.kind != Kind::lif || layer.recurrent))
       throw std::invalid_argument("layer " + std::to_string(first) + " of " + std::to_string(layer.shape.size()) +
-                                  " neurons needs " + std::to_string(bytes) +
+                                  " neurons needs " + std::to_string(segment_bytes(plan, precision, first, last)) +
                                   " bytes of shared memory per block in the backward pass, " +
                                   std::to_string(shared_bytes) + " are available");
-    }
     while (!alone && last < n_layers && last - first < kMostLayers &&
            plan.layers[size_t(last)].kind != Kind::current && runs(last + 1))
       ++last;

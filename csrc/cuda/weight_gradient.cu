@@ -260,10 +260,10 @@ std::string named(const Connection& c, int64_t n_steps, int64_t batch) {
 }
 
 template <class Real, int lanes>
-void launch_sums(const std::string& name, const Job<Real>& job, const Cut& cut, int splits, cudaStream_t stream) {
+void launch_sums(const std::string& name, const Job<Real>& job, const Cut& cut, int splits, bool aligned,
+                 cudaStream_t stream) {
   const dim3 grid(unsigned(cut.tiles()), unsigned(splits));
   const size_t shared_bytes = size_t(cut.warps) * kRows * kListPitch * sizeof(uint32_t);
-  const bool aligned = job.columns % kColumns == 0 && reinterpret_cast<uintptr_t>(job.grad_injected) % 16 == 0;
   const auto kernel = aligned ? weight_gradient_kernel<Real, lanes, true> : weight_gradient_kernel<Real, lanes, false>;
   FASTLIF_LAUNCH(name, kernel, grid, unsigned(cut.warps) * 32, shared_bytes, stream, job);
 }
@@ -276,18 +276,19 @@ void weight_gradient_of(const Connection& connection, const int32_t* words, cons
   const int splits = splits_of(geometry, items_of(connection, n_steps, batch));
   const std::string name = named(connection, n_steps, batch);
   const int64_t items_of_word = batch * connection.out.positions();
+  const bool aligned = cut.columns % kColumns == 0 && reinterpret_cast<uintptr_t>(grad_injected) % 16 == 0;
   // Lists hold 32-bit offsets in the dL/dJ of 32 steps.
-  const int64_t most = int64_t(UINT32_MAX) * (cut.columns % kColumns == 0 ? kColumns : 1);
+  const int64_t most = UINT32_MAX * int64_t(aligned ? kListUnit<true> : kListUnit<false>);
   if ((items_of_word + kItems) * kWordSteps * cut.columns > most || items_of_word > INT32_MAX - 2 * kItems)
     throw std::runtime_error(name + ": 32 steps of the batch are too large, run a smaller one");
   const Job<Real> job{geometry, Divider(connection.out.positions()), Divider(connection.out.width),
                       Divider(geometry.in_channels), Divider(geometry.kernel_w), cut.rows, cut.columns, cut.row_tiles,
                       n_steps, int(batch), int(items_of_word), words, grad_injected, splits > 1 ? partials : grad};
   switch (cut.lanes) {
-    case 4: launch_sums<Real, 4>(name, job, cut, splits, stream); break;
-    case 8: launch_sums<Real, 8>(name, job, cut, splits, stream); break;
-    case 16: launch_sums<Real, 16>(name, job, cut, splits, stream); break;
-    default: launch_sums<Real, 32>(name, job, cut, splits, stream);
+    case 4: launch_sums<Real, 4>(name, job, cut, splits, aligned, stream); break;
+    case 8: launch_sums<Real, 8>(name, job, cut, splits, aligned, stream); break;
+    case 16: launch_sums<Real, 16>(name, job, cut, splits, aligned, stream); break;
+    default: launch_sums<Real, 32>(name, job, cut, splits, aligned, stream);
   }
   if (splits == 1) return;
   const unsigned threads = 32 * unsigned(std::clamp((splits + 15) / 16, 1, kMostSlices));

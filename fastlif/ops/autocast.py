@@ -12,11 +12,15 @@ from fastlif.ops.plan import LayerTensors
 from fastlif.spikes import PackedSpikes
 
 HALVES = (torch.float16, torch.bfloat16)
+# Asked here because torch.compile of torch 2.11 cannot trace the question.
+DEVICES = tuple(
+    kind for kind in ("cpu", "cuda", "mps", "mtia", "xpu") if torch.amp.is_autocast_available(kind)
+)
 
 
 def is_on(device: torch.device) -> bool:
     """Whether autocast is on for operations on this device."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return device.type in DEVICES and torch.is_autocast_enabled(device.type)
 
 
 def promoted(

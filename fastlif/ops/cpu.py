@@ -149,7 +149,7 @@ def forward(
         **_input_fields(kind, input, words),
     )
     problem.forward(_precision(dtype, exact))
-    flag = torch.tensor([is_binary], dtype=torch.bool)
+    flag = torch.tensor([is_binary], dtype=torch.bool, device="cpu")
     # A tensor handed in must not be handed out again: packed input is kept by the caller. The shape
     # handed out must not depend on the values.
     if not keep or input.dtype == torch.int32:

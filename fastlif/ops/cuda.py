@@ -40,8 +40,12 @@ def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype)
         return f"needs a GPU; the input is on {device}"
     if not extension.is_available(extension.CUDA):
         return f"is not built: {extension.reason(extension.CUDA)}"
+    index = device.index or 0
+    unusable = _unusable(index)
+    if unusable:
+        return f"cannot use this GPU: {unusable}"
     ints, floats = encode(plans)
-    shared_bytes = _shared_bytes(device.index or 0)
+    shared_bytes = _shared_bytes(index)
     return _misfit(extension.load(extension.CUDA), ints, floats, dtype, shared_bytes)
 
 
@@ -66,6 +70,12 @@ def _misfit(
 @lru_cache(maxsize=64)
 def _plan(kernels: ModuleType, ints: tuple[int, ...], floats: tuple[float, ...]) -> Any:
     return kernels.Plan(ints, floats)
+
+
+@lru_cache(maxsize=16)
+def _unusable(index: int) -> str:
+    with torch.cuda.device(index):
+        return str(extension.load(extension.CUDA).unusable())
 
 
 @lru_cache(maxsize=16)
@@ -263,7 +273,8 @@ def _forward(call: _Call, input: Tensor, tensors: list[Tensor], keep: bool) -> S
         layers = [layer._replace(words=none) for layer in layers]
     if not keep or input.dtype == torch.int32:
         words = none
-    flag = torch.tensor([is_binary], dtype=torch.bool)
+    # On the CPU whatever the default device is: backward must not wait to read it.
+    flag = torch.tensor([is_binary], dtype=torch.bool, device="cpu")
     return StackOutputs(output, best_step, words, flag, layers)
 
 

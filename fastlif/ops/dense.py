@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,19 +36,28 @@ def to_user(flat: Tensor, features: Sequence[int]) -> Tensor:
 
 @contextmanager
 def library_precision(reduced: bool) -> Iterator[None]:
-    """Deterministic cuDNN, in full float32 unless reduced (TF32) products are allowed."""
-    cudnn = torch.backends.cudnn
-    precision = "tf32" if reduced else "ieee"
-    with cudnn.flags(
-        enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=reduced,
-        fp32_precision=precision,
-    ):  # fmt: skip
+    """Deterministic cuDNN, in full float32 unless reduced (TF32) convolutions are allowed.
+
+    Only torch's newer settings for TF32 are touched: where a user has mixed them with the older
+    ones, reading those is an error.
+    """
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.conv.fp32_precision
+    cudnn.deterministic, cudnn.benchmark = True, False
+    cudnn.conv.fp32_precision = "tf32" if reduced else "ieee"
+    try:
         yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark, cudnn.conv.fp32_precision = before
 
 
 def reduced_products_allowed(dtype: torch.dtype) -> bool:
-    """Whether the user lets float32 products use TF32: torch.set_float32_matmul_precision()."""
-    return dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    """Whether the user lets float32 products use TF32, by torch.set_float32_matmul_precision().
+
+    Or by torch.backends.cuda.matmul.fp32_precision, which says the same.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    return dtype == torch.float32 and matmul.fp32_precision == "tf32"
 
 
 def _is_dense(link: Connection) -> bool:

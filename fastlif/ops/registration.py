@@ -132,7 +132,7 @@ def _forward_fake(
         empty(shapes.output),
         empty(shapes.best_step, torch.int32),
         empty(shapes.input_words if keep and input.dtype != torch.int32 else (0,), torch.int32),
-        torch.empty((1,), dtype=torch.bool),
+        torch.empty((1,), dtype=torch.bool, device="cpu"),
         layers,
     ).flat()
 

@@ -53,7 +53,7 @@ def run(
         layers = [layer._replace(words=none) for layer in layers]
     if not keep or is_words:
         words = none
-    flag = torch.tensor([is_binary], dtype=torch.bool)
+    flag = torch.tensor([is_binary], dtype=torch.bool, device="cpu")
     return StackOutputs(output, best_step, words, flag, layers)
 
 
