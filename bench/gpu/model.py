@@ -27,17 +27,23 @@ from fastlif.ops import Connection, LayerPlan
 WARP = 32
 STEPS_PER_EXCHANGE = 2
 # Warp instructions of a pair of steps, counted in the source with addressing and loops.
-GATHER = 35  # the sources of a neuron: their range, four look-ups of ranks
-TRIP, TRIP_SPIKES = 45, 4  # a pass of the loop over spikes: up to so many of either step
-NEURON_FORWARD = 100  # state from shared memory and back, both steps, stores, masks
+GATHER = 24  # the sources of a neuron: their addresses and numbers, and the first two spikes
+TRIP, TRIP_SPIKES = 40, 4  # a pass of the loop over spikes: up to so many of either step
+NEURON_FORWARD = 130  # state from shared memory and back, both steps, stores, masks
+LOOKUP = 135  # of 32 positions and kernel rows of a convolution, for all their channels
 LIST = 80  # 32 words of a mask of one step into a list
-NEURON_BACKWARD = 90  # loads, surrogate, two adjoints, stores, both steps
+NEURON_BACKWARD, NEURON_BACKWARD_TF32 = 80, 100  # loads, surrogate, two adjoints, stores
+LAYERS_BACKWARD = 4000  # of a block: what every warp does once for each of its layers
 # The exact product: channels x positions x samples x steps in registers.
 CHANNELS = 4  # of a thread: one load of 16 bytes
 MOST_SUMS = 32  # of a thread
-PRODUCT_OVERHEAD = 4  # of the loop over out channels
-# The TF32 product, per instruction of 16 x 8 x 8: its fragments, their conversion, predicates.
-MMA, MMA_LOADS = 11, 3
+PRODUCT_OVERHEAD = 4.25  # of the loop over out channels
+PRODUCT_TASK = 9  # kernel taps and tasks around that loop, for each of its turns
+# The TF32 product, per instruction of 16 x 8 x 8: itself and its fragments, taps and tasks around
+# it, and the accesses to shared memory and weights.
+MMA, MMA_TASK, MMA_LOADS = 7.5, 7, 4
+# The products of the busiest warp over the mean of all, simulated for the recurrent SHD conv-3.
+BALANCE, BALANCE_TF32 = 1.07, 1.15
 MMA_CHANNELS, MMA_PRODUCTS = 16, 16 * 8 * 8
 MOST_SAMPLES = 4  # of a block of the backward pass
 # The weight gradient: a visit of a warp to 8 rows x 4 words, and four spikes of one row in it.
@@ -199,6 +205,11 @@ def stack_forward(
         sum(s.warps * (GATHER * s.link.kernel[0] + TRIP * s.trips) for s in flat)
         + sum(math.ceil(n / WARP) for n in neurons) * NEURON_FORWARD
         + listed * LIST
+        + sum(
+            LOOKUP * math.ceil(s.positions * s.link.kernel[0] / WARP)
+            for s in flat
+            if s.positions > 1
+        )
     )
     missing = _missing(flat)
     trips = max((sum(s.trips for s in layer) for layer in links), default=0.0)
@@ -241,7 +252,7 @@ def stack_backward(
     weights = sum(s.weights for s in products)
     if tf32:
         used = dense / MMA_PRODUCTS / _columns_used(products, samples)
-        instructions, loads = used * MMA, used * MMA_LOADS
+        instructions, loads = used * (MMA + MMA_TASK) * BALANCE_TF32, used * MMA_LOADS
         arithmetic = used * MMA_PRODUCTS / ceilings.tensor_multiply_adds
     else:
         instructions = loads = 0.0
@@ -250,10 +261,12 @@ def stack_backward(
             single = s.link.in_shape[1] * s.link.in_shape[2] == 1
             tile = CHANNELS * STEPS_PER_EXCHANGE * samples if single else MOST_SUMS
             turns = STEPS_PER_EXCHANGE * s.all / WARP / tile
-            instructions += turns * (tile + 1 + tile / 16 + PRODUCT_OVERHEAD)
+            turn = tile + 1 + tile / 16 + PRODUCT_OVERHEAD + PRODUCT_TASK
+            instructions += turns * turn * BALANCE
             loads += turns * (4 + 4 * tile / MOST_SUMS)
         arithmetic = dense / ceilings.multiply_adds
-    instructions += NEURON_BACKWARD * neurons / WARP
+    instructions += (NEURON_BACKWARD_TF32 if tf32 else NEURON_BACKWARD) * neurons / WARP
+    instructions += LAYERS_BACKWARD / samples
     serial = busiest * exchanges / ceilings.clock
     terms = {
         "memory": steps * (KEPT_BYTES * spiking + 4 * neurons) / ceilings.copy,

@@ -12,7 +12,13 @@ namespace fastlif::cuda {
 
 constexpr int kMostLayers = 8;  // of a launch: their descriptions are kernel parameters
 constexpr int kMostParts = 8;  // of a product
-constexpr int kPartedNeurons = 1536;  // layers with fewer have their products parted
+// Products are parted in layers of fewer neurons, for enough threads, and where a neuron's sum is longer, for tasks of
+// about one size. On tensor cores each part has sums of its own in shared memory.
+constexpr int kPartedNeurons = 1536, kPartedDepth = 96, kPartedTensorNeurons = 512;
+constexpr int kEnoughTasks = 16;  // warps of a block
+
+// Samples that a thread takes back together.
+FASTLIF_BOTH constexpr int together(int samples) { return samples == 1 ? 1 : 2; }
 
 template <class Real>
 struct DeviceLayer {
@@ -22,9 +28,10 @@ struct DeviceLayer {
   Kind kind = Kind::lif;
   int delay = 0;
   bool detach_reset = true;
-  // Offsets in shared memory, in numbers: dL/dJ at two steps; dL/dU; dL/dcount or dL/dscore, -1 where there is none.
-  int columns = 0, pitch = 0, grad_membrane = 0, grad_counts = -1;
-  int last_chunk = 0;  // chunks, of 32 neurons of one sample, up to this layer's last
+  // Offsets in shared memory, in numbers: dL/dJ at two steps (products.h); per neuron and sample dL/dU[n+1] and the
+  // earlier of the two dL/dJ; dL/dcount or dL/dscore, -1 where there is none. The latter have planes of a few samples.
+  int columns = 0, pitch = 0, state = 0, grad_counts = -1;
+  int last_chunk = 0;  // chunks, of 32 neurons of the samples of a plane, up to this layer's last
   BackwardLayer tensors;
 };
 
@@ -32,6 +39,7 @@ template <class Real>
 struct Parameters {
   int64_t n_steps = 0, batch = 0;
   int n_layers = 0, n_chunks = 0, n_tasks = 0;
+  int tasks_taken = 0;  // offset in shared memory, an int
   int columns_end = 0;  // shared memory before it starts as zero
   bool half_kept = false;
   int8_t order[kMostLayers] = {};  // layers, most expensive products first
@@ -48,15 +56,21 @@ inline AdjointAxis axis(int outputs, int stride, int padding, int dilation, int 
 
 // The connection's output has its columns as `to` says.
 template <class Real>
-Adjoint<Real> adjoint(const Connection& c, const void* weight, const DeviceLayer<Real>& to, int parts) {
+Adjoint<Real> adjoint(const Connection& c, const void* weight, const DeviceLayer<Real>& to, int part_channels) {
   Adjoint<Real> a;
   a.weight = static_cast<const Real*>(weight);
   a.y = axis(c.out.height, c.stride_h, c.padding_h, c.dilation_h, c.kernel_h);
   a.x = axis(c.out.width, c.stride_w, c.padding_w, c.dilation_w, c.kernel_w);
   a.in_channels = c.in.channels, a.out_channels = c.out.channels;
-  a.part_channels = ceil_div(ceil_div(c.out.channels, parts), 8) * 8;
+  a.part_channels = part_channels;
   a.columns = to.columns, a.pitch = to.pitch;
   return a;
+}
+
+template <class Real>
+FASTLIF_BOTH int tile_positions(const LayerProduct<Real>& product, int columns, bool tensor_cores) {
+  if (product.single) return 1;
+  return tensor_cores ? product.fragments * kFragmentColumns / columns : exact_positions(columns);
 }
 
 template <class Real>
@@ -72,8 +86,9 @@ class Description {
     p.half_kept = problem.precision == Precision::float32_half;
     const Layer* const layers = problem.plan->layers.data() + problem.first;
     int zeros = 0;
-    for (int l = 0; l < p.n_layers; ++l) zeros = std::max(zeros, layers[l].shape.channels);
+    for (int l = 0; l < p.n_layers; ++l) zeros = std::max(zeros, pitch(layers[l].shape));
     reserve(int64_t(zeros) * columns_);
+    p.tasks_taken = reserve(1);
     for (int l = 0; l < p.n_layers; ++l) {
       DeviceLayer<Real>& layer = p.layers[l];
       const Shape& shape = layers[l].shape;
@@ -83,7 +98,7 @@ class Description {
       layer.tensors = problem.layers[size_t(l)];
       layer.pitch = pitch(shape);
       layer.columns = reserve(int64_t(shape.positions()) * layer.pitch * columns_);
-      p.n_chunks += samples * ceil_div(shape.size(), 32);
+      p.n_chunks += samples / together(samples) * ceil_div(shape.size(), 32);
       layer.last_chunk = p.n_chunks;
     }
     p.columns_end = int(std::min<int64_t>(shared_numbers, INT32_MAX));
@@ -91,8 +106,7 @@ class Description {
       DeviceLayer<Real>& layer = p.layers[l];
       const int64_t neurons = layers[l].shape.size();
       divide(layers[l], l + 1 < p.n_layers ? &layers[l + 1] : nullptr, l);
-      layer.product.product = reserve(layer.product.parts * neurons * columns_);
-      layer.grad_membrane = reserve(samples * neurons);
+      layer.state = reserve(2 * samples * neurons);
       const BackwardLayer& t = layer.tensors;
       if (all_counts || (layer.kind == Kind::readout_max ? t.grad_score : t.grad_counts))
         layer.grad_counts = reserve(samples * neurons);
@@ -113,47 +127,82 @@ class Description {
     return int(std::min<int64_t>(at, INT32_MAX));
   }
 
-  // Neighbouring positions stand in different banks.
+  // Exact: neighbouring positions stand in different banks.
   int pitch(const Shape& shape) const {
-    if (shape.positions() == 1) return shape.channels;
-    return tensor_cores_ ? (shape.channels + 3) / 8 * 8 + 4 : shape.channels | 1;
+    if (tensor_cores_) return (shape.channels + kDepth - 1) / kDepth * kDepth;
+    return shape.positions() == 1 ? shape.channels : shape.channels | 1;
   }
 
-  // Divides the products of layer l among parts and warps. Small layers have few sums: theirs are parted.
+  // Divides the products of layer l among parts and warps.
   void divide(const Layer& layer, const Layer* next, int l) {
     if (!layer.recurrent && !next) return;
     LayerProduct<Real>& product = p.layers[l].product;
     Adjoint<Real>& recurrence = product.links[0];
     Adjoint<Real>& above = product.links[1];
-    const int channels = layer.shape.channels;
+    const int channels = layer.shape.channels, neurons = int(layer.shape.size());
     const int longest = std::max(layer.recurrent ? channels : 0, next ? next->shape.channels : 0);
+    const int64_t depth = (layer.recurrent ? taps(layer.recurrence) * channels : 0) +
+                          (next ? taps(next->feedforward) * next->shape.channels : 0);
     product.parts = 1;
-    while (product.parts < kMostParts && product.parts * layer.shape.size() < kPartedNeurons &&
-           product.parts * 8 < longest)
-      product.parts *= 2;
-    if (layer.recurrent)
-      recurrence = adjoint(layer.recurrence, p.layers[l].tensors.recurrent_weight, p.layers[l], product.parts);
-    if (next) above = adjoint(next->feedforward, p.layers[l + 1].tensors.weight, p.layers[l + 1], product.parts);
-    const auto aligned = [](const Real* weight) { return reinterpret_cast<uintptr_t>(weight) % 16 == 0; };
-    product.vectors = channels % exact_channels<Real> == 0 && aligned(recurrence.weight) && aligned(above.weight);
-    product.single = layer.shape.positions() == 1;
-    int positions = product.single ? 1 : exact_positions(columns_);
-    if (tensor_cores_) positions = (product.single ? 1 : tf32_fragments(columns_)) * kFragmentColumns / columns_;
-    product.neurons = int(layer.shape.size()), product.width = layer.shape.width;
-    product.channels = channels;
-    product.spacing = recurrence.spread = next ? next->feedforward.stride_w : 1;
-    product.tiles_x = ceil_div(product.width, int64_t(product.spacing) * positions) * product.spacing;
-    product.tiles = product.tiles_x * layer.shape.height;
-    int together = product.vectors ? exact_channels<Real> : 1;
-    if (tensor_cores_) together = kFragmentRows * tf32_rows(channels);
-    product.channel_groups = ceil_div(channels, together);
-    const int64_t items = int64_t(product.parts) * product.tiles * product.channel_groups;
-    tasks_[l] = tensor_cores_ ? items : ceil_div(items, 32);
-    const auto depth = [](const Adjoint<Real>& a) {
-      return int64_t(a.part_channels) * std::min(a.y.taps, a.y.outputs * a.y.stride) / a.y.stride *
-             std::min(a.x.taps, a.x.outputs * a.x.stride) / a.x.stride;
+    const auto long_sums = [&] {
+      return tensor_cores_ ? product.parts * 2 * neurons <= kPartedTensorNeurons
+                           : product.parts * neurons < kPartedNeurons || product.parts * kPartedDepth < depth;
     };
-    cost_[l] = (layer.recurrent ? depth(recurrence) : 0) + (next ? depth(above) : 0);
+    while (product.parts < kMostParts && product.parts * 8 < longest && long_sums()) {
+      product.parts *= 2;
+      --product.item_bits;
+    }
+    if (tensor_cores_) product.item_bits = 0;
+    const auto part_channels = [&](const Connection& c) {
+      const int whole = tensor_cores_ ? kDepth : 4;
+      return ceil_div(ceil_div(c.out.channels, product.parts), whole) * whole;
+    };
+    if (layer.recurrent)
+      recurrence = adjoint(layer.recurrence, p.layers[l].tensors.recurrent_weight, p.layers[l],
+                           part_channels(layer.recurrence));
+    if (next)
+      above = adjoint(next->feedforward, p.layers[l + 1].tensors.weight, p.layers[l + 1],
+                      part_channels(next->feedforward));
+    const int vector = tensor_cores_ ? kFragmentRows : exact_channels<Real>;
+    const auto aligned = [](const Real* weight) { return reinterpret_cast<uintptr_t>(weight) % 16 == 0; };
+    product.vectors = channels % vector == 0 && aligned(recurrence.weight) && aligned(above.weight);
+    product.single = layer.shape.positions() == 1;
+    product.height = layer.shape.height, product.width = layer.shape.width, product.channels = channels;
+    product.spacing = recurrence.spread = next ? next->feedforward.stride_w : 1;
+    const int groups = ceil_div(channels, tensor_cores_ ? vector : product.vectors ? vector : 1);
+    product.fragments = int8_t(product.single ? 1 : 4);
+    tile(product, groups);
+    if (tensor_cores_ && !product.single && product.parts * product.items < kEnoughTasks) {
+      product.fragments = 2;
+      tile(product, groups);
+    }
+    if (tensor_cores_) {
+      product.plane = ceil_div(neurons, 16) * 16 + 4;  // sums of neighbouring columns stand in different banks
+      product.product = reserve(int64_t(product.parts) * columns_ * product.plane);
+      tasks_[l] = int64_t(product.parts) * product.items;
+    } else {
+      product.plane = neurons * column_unit(columns_);
+      product.product = reserve(int64_t(neurons) * columns_);
+      tasks_[l] = ceil_div(product.items, 1 << product.item_bits);
+    }
+    for (Adjoint<Real>& link : product.links)
+      link.reach = reserve(int64_t(product.height + product.width) * int64_t(sizeof(Reach) / sizeof(Real)));
+    cost_[l] = depth / product.parts * product.fragments;
+  }
+
+  // That lead from a neuron onwards, about.
+  static int64_t taps(const Connection& c) {
+    return int64_t(std::max(1, std::min(c.kernel_h, c.out.height * c.stride_h) / c.stride_h)) *
+           std::max(1, std::min(c.kernel_w, c.out.width * c.stride_w) / c.stride_w);
+  }
+
+  void tile(LayerProduct<Real>& product, int channel_groups) const {
+    const int positions = tile_positions(product, columns_, tensor_cores_);
+    const int runs = ceil_div(product.width, int64_t(product.spacing) * positions);
+    product.by_tiles_x = Divider(runs * product.spacing);
+    product.items = runs * product.spacing * product.height * channel_groups;
+    product.by_channel_groups = Divider(channel_groups);
+    product.by_runs = Divider(runs);
   }
 
   void schedule() {

@@ -2,9 +2,11 @@
 // meet; it advances all layers in lockstep, two steps at a time.
 //
 // What spikes at step n inject enters I[n+1] and is first seen by S[n+2]. Iteration m = 0, 2, 4, ... therefore takes
-// J[m-2] and J[m-1] from the spikes of the iteration before and emits S[m] and S[m+1], of every layer. It has two
-// phases with a barrier after each: warps list the spikes of all sources (spike_lists.h), then every neuron gathers its
-// weights and advances. Iterations go on after the last spike until J[T-1] has entered the final state.
+// J[m-2] and J[m-1] from the spikes of the iteration before and emits S[m] and S[m+1], of every layer. It has three
+// phases with a barrier after each: warps list the spikes of all sources (spike_lists.h), they look up which of them
+// reach each position of a convolution, once for all its channels (forward_tables.h; left out where all layers are
+// dense), then every neuron gathers its weights and advances. Iterations go on after the last spike until J[T-1] has
+// entered the final state.
 //
 // A warp owns groups of 32 neurons, lane = bit of the group's mask, and their state in shared memory for the whole
 // launch. Sums and roundings are those of the CPU kernels: compile without contraction into fused multiply-adds.
@@ -61,6 +63,11 @@ void launch_forward(const ForwardProblem& problem, int shared_bytes, cudaStream_
     to.map = Map(layer.shape);
     to.kind = layer.kind, to.delay = layer.delay != 0;
     to.keep_unreset = !layer.detach_reset;
+    to.has_bias = to.bias != nullptr;
+    to.plain = to.kind == Kind::lif && !to.delay && !to.keep_unreset && !to.injected &&
+               problem.batch * to.map.neurons <= INT32_MAX;
+    for (int s = 0; s < 2; ++s)
+      if (to.synapses[s].weight && arguments.layout.layers[l - problem.first].tables[s].entries < 0) to.plain = false;
   }
   const int tile_groups = arguments.layout.tile_groups;
   const int tiles = (arguments.layers[0].map.groups() + tile_groups - 1) / tile_groups;
