@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlif import ops
-from fastlif.ops import cuda
+from fastlif.ops.cuda import call
 from fastlif.ops.plan import LayerPlan, LayerTensors, conv_connection, encode
 from fastlif.spikes import PackedSpikes
 
@@ -70,8 +70,8 @@ def test_small_shared_memory_splits_the_stack(target, case, monkeypatch):
     if target.name == "triton":
         pytest.skip("has no segments")
     whole, grads = run(build(case), target)
-    monkeypatch.setattr(cuda, "EMULATED_SHARED_BYTES", 24 * 1024)
-    monkeypatch.setattr(cuda, "_shared_bytes", lambda index: 24 * 1024)
+    monkeypatch.setattr(call, "EMULATED_SHARED_BYTES", 24 * 1024)
+    monkeypatch.setattr(call, "device_shared_bytes", lambda index: 24 * 1024)
     kernels_split, split_grads = run(build(case), target)
     assert all(torch.equal(a, b) for a, b in zip(whole, kernels_split, strict=True))
     for name, grad in grads.items():
@@ -113,7 +113,7 @@ def test_what_is_accepted_can_be_launched(channels, monkeypatch):
         return True
 
     smallest = next(size for size in range(1024, 65536, 16) if fits(size))
-    monkeypatch.setattr(cuda, "EMULATED_SHARED_BYTES", smallest)
+    monkeypatch.setattr(call, "EMULATED_SHARED_BYTES", smallest)
     weight = torch.randn(channels, 1, 3, 3, requires_grad=True)
     own = (torch.randn(channels, channels, 3, 3) * 0.1).requires_grad_()
     tensors = [LayerTensors(weight, None, own)]

@@ -1,0 +1,145 @@
+"""One call of the CUDA kernels: the module, the problem, the device and its stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlif import extension
+from fastlif.ops.layout import StackShapes
+from fastlif.spikes import n_words
+
+EMULATED_SHARED_BYTES = 227 * 1024  # of a block of the emulated device, as on an H100
+# Orders in which kernels read weights, by dimensions of (out, in, kernel height, kernel width).
+FORWARD_ORDER = (2, 3, 1, 0)
+BACKWARD_ORDER = (2, 3, 0, 1)
+
+
+@lru_cache(maxsize=64)
+def misfit(
+    kernels: ModuleType,
+    ints: tuple[int, ...],
+    floats: tuple[float, ...],
+    dtype: torch.dtype,
+    shared_bytes: int,
+) -> str:
+    """Why recurrent layers of a stack do not fit a device; "" when all do."""
+    plan = kernel_plan(kernels, ints, floats)
+    precision = precision_code(dtype, True)
+    try:
+        kernels.forward_segments(plan, precision, shared_bytes)
+        kernels.backward_segments(plan, precision, shared_bytes)
+    except ValueError as error:
+        return f"cannot hold it: {error}"
+    return ""
+
+
+@lru_cache(maxsize=64)
+def kernel_plan(kernels: ModuleType, ints: tuple[int, ...], floats: tuple[float, ...]) -> Any:
+    """The kernels' own tables for this stack."""
+    return kernels.Plan(ints, floats)
+
+
+@lru_cache(maxsize=16)
+def unusable(index: int) -> str:
+    """Why the module cannot run on a GPU, such as an old driver; "" when it can."""
+    with torch.cuda.device(index):
+        return str(extension.load(extension.CUDA).unusable())
+
+
+@lru_cache(maxsize=16)
+def device_shared_bytes(index: int) -> int:
+    """Shared memory that a block may have on a GPU."""
+    properties: Any = torch.cuda.get_device_properties(index)
+    return int(properties.shared_memory_per_block_optin)
+
+
+def precision_code(dtype: torch.dtype, exact: bool) -> int:
+    """The Precision of csrc/cuda/launch.h."""
+    return 2 if dtype == torch.float64 else int(exact)
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor lies; 0 for one that is absent."""
+    return tensor.data_ptr() if tensor is not None and tensor.numel() else 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a stack: the kernels, the problem's shape, and where it is queued."""
+
+    kernels: ModuleType
+    shapes: StackShapes
+    exact: bool
+    device: torch.device
+
+    @property
+    def plan(self) -> Any:
+        """The kernels' own tables for this stack."""
+        return kernel_plan(self.kernels, self.shapes.ints, self.shapes.floats)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory that a block may have."""
+        if self.device.type == "cpu":
+            return EMULATED_SHARED_BYTES
+        return device_shared_bytes(self.device.index or 0)
+
+    @property
+    def is_double(self) -> bool:
+        """Whether numbers are float64."""
+        return self.shapes.dtype == torch.float64
+
+    @property
+    def stream(self) -> int:
+        """The current stream, which all launches go to."""
+        if self.device.type == "cpu":
+            return 0
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
+
+    def common(self) -> dict[str, int]:
+        """Arguments that all kernels over the steps share."""
+        return {
+            "n_steps": self.shapes.n_steps,
+            "batch": self.shapes.batch,
+            "precision": precision_code(self.shapes.dtype, self.exact),
+            "stream": self.stream,
+        }
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """Memory on the device, by default for numbers of the parameters' dtype."""
+        return torch.empty(tuple(shape), dtype=dtype or self.shapes.dtype, device=self.device)
+
+    def segments(self, direction: str) -> list[tuple[int, int]]:
+        """Ranges of layers that share a launch, "forward" or "backward"."""
+        find = getattr(self.kernels, f"{direction}_segments")
+        precision = precision_code(self.shapes.dtype, self.exact)
+        return find(self.plan, precision, self.shared_bytes)
+
+    def masks(self, words: Tensor) -> Tensor:
+        """Words (words, batch, N) as masks (time, batch, ceil(N / 32)) of neighbouring neurons."""
+        neurons = words.shape[2]
+        steps, batch = self.shapes.n_steps, self.shapes.batch
+        masks = self.empty((steps, batch, n_words(neurons)), torch.int32)
+        self.kernels.words_to_masks(
+            words.data_ptr(), n_steps=steps, batch=batch, neurons=neurons,
+            masks=masks.data_ptr(), stream=self.stream,
+        )  # fmt: skip
+        return masks
+
+
+def on_device(device: torch.device) -> Any:
+    """The device of a tensor as the current one, which launches go to."""
+    return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
+
+
+def packed(weight: Tensor, view: tuple[int, int, int, int], order: tuple[int, ...]) -> Tensor:
+    """A weight in the order in which a kernel reads it; empty where there is none."""
+    return weight.reshape(view).permute(order).contiguous() if weight.numel() else weight

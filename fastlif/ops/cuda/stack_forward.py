@@ -1,0 +1,127 @@
+"""The forward pass of a stack: segments of layers, a launch each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlif.ops import dense
+from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, packed
+from fastlif.ops.layout import LayerOutputs, StackOutputs, kept_dtype
+from fastlif.ops.plan import LayerPlan
+
+
+def pack(input: Tensor, call: Call) -> tuple[Tensor, bool]:
+    """Dense input as words, and whether all of it was 0 or 1, which waits for the device.
+
+    While a graph is captured nothing may wait: the input then counts as not binary.
+    """
+    link = call.shapes.plans[0].feedforward
+    assert link is not None
+    words = call.empty(call.shapes.input_words, torch.int32)
+    if call.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return words, False
+    not_binary = call.empty((1,), torch.int32)
+    call.kernels.pack_words(
+        input.data_ptr(), is_double=input.dtype == torch.float64, time_stride=input.stride(0),
+        batch_stride=input.stride(1), n_steps=call.shapes.n_steps, batch=call.shapes.batch,
+        shape=link.in_shape, words=words.data_ptr(), not_binary=not_binary.data_ptr(),
+        stream=call.stream,
+    )  # fmt: skip
+    return words, not bool(not_binary.item())
+
+
+def run(call: Call, input: Tensor, tensors: list[Tensor], keep: bool) -> StackOutputs:
+    """Outputs of all layers; with `keep`, also what the backward pass needs."""
+    shapes, plans = call.shapes, call.shapes.plans
+    first = plans[0]
+    words, is_binary, injected = call.empty((0,), torch.int32), False, None
+    if input.dtype == torch.int32:
+        words, is_binary = input.contiguous(), True
+    elif first.feedforward is None:
+        injected = dense.to_flat(input, first.features)
+    else:
+        if not input[0, 0].is_contiguous():
+            input = input.contiguous()
+        words, is_binary = pack(input, call)
+        if not is_binary:
+            bias = tensors[1] if tensors[1].numel() else None
+            injected = dense.injected_current(input, first, tensors[0], bias)
+
+    output = call.empty(shapes.output)
+    best_step = call.empty(shapes.best_step, torch.int32)
+    segments = call.segments("forward")
+    ends = {last - 1 for _, last in segments}  # their spikes leave the launch
+    layers = []
+    for index, plan in enumerate(plans):
+        layers.append(
+            LayerOutputs(
+                kept=call.empty(
+                    shapes.kept(plan) if keep else (0,), kept_dtype(shapes.dtype, call.exact)
+                ),
+                words=call.empty(
+                    shapes.words(plan) if keep or index in ends else (0,), torch.int32
+                ),
+                counts=call.empty(shapes.counts(plan)),
+                membrane=call.empty(shapes.state(plan)),
+                synaptic_current=call.empty(shapes.state(plan)),
+                pending_current=call.empty(shapes.pending(plan)),
+            )
+        )
+    spikes = words
+    for segment in segments:
+        start, end = segment
+        alive: list[Tensor] = []  # until they are queued
+        pointers = [
+            _pointers(call, plans[i], tensors[6 * i : 6 * i + 6], layers[i], alive)
+            for i in range(start, end)
+        ]
+        if end == len(plans) and plans[-1].kind != "lif":
+            pointers[-1].output, pointers[-1].best_step = output.data_ptr(), address(best_step)
+        masks = None
+        if start == 0 and injected is not None:
+            pointers[0].injected, pointers[0].weight, pointers[0].bias = injected.data_ptr(), 0, 0
+        else:
+            masks = call.masks(spikes)
+        if masks is None and end == 1 and first.kind == "lif" and first.recurrent_kernel is None:
+            call.kernels.scan_forward(call.plan, 0, pointers[0], **call.common())
+        else:
+            call.kernels.stack_forward(
+                call.plan, segment, input_masks=address(masks), layers=pointers,
+                shared_bytes=call.shared_bytes, **call.common(),
+            )  # fmt: skip
+        spikes = layers[end - 1].words
+    if plans[-1].kind == "lif":
+        call.kernels.unpack_words(
+            spikes.data_ptr(), n_steps=shapes.n_steps, batch=shapes.batch, shape=plans[-1].shape,
+            dense=output.data_ptr(), is_double=call.is_double, stream=call.stream,
+        )  # fmt: skip
+    # What is handed out must not depend on the values of the input, and not be the input itself.
+    none = call.empty((0,), torch.int32)
+    if not keep:
+        layers = [layer._replace(words=none) for layer in layers]
+    if not keep or input.dtype == torch.int32:
+        words = none
+    # On the CPU whatever the default device is: backward must not wait to read it.
+    flag = torch.tensor([is_binary], dtype=torch.bool, device="cpu")
+    return StackOutputs(output, best_step, words, flag, layers)
+
+
+def _pointers(
+    call: Call, plan: LayerPlan, tensors: Sequence[Tensor], out: LayerOutputs, alive: list[Tensor]
+) -> Any:
+    weight, bias, recurrent_weight, membrane, current, pending = tensors
+    p = call.kernels.ForwardLayer()
+    if plan.feedforward is not None:
+        weight = packed(weight, plan.feedforward.weight_shape, FORWARD_ORDER)
+    if plan.recurrent_weight_shape is not None:
+        recurrent_weight = packed(recurrent_weight, plan.recurrent_weight_shape, FORWARD_ORDER)
+    alive += [weight, recurrent_weight]
+    p.weight, p.bias, p.recurrent_weight = map(address, (weight, bias, recurrent_weight))
+    p.membrane0, p.current0, p.pending0 = map(address, (membrane, current, pending))
+    p.kept, p.words, p.counts = map(address, out[:3])
+    p.membrane, p.current, p.pending = map(address, out[3:])
+    return p
