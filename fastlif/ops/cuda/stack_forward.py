@@ -37,43 +37,26 @@ def pack(input: Tensor, call: Call) -> tuple[Tensor, bool]:
 def run(call: Call, input: Tensor, tensors: list[Tensor], keep: bool) -> StackOutputs:
     """Outputs of all layers; with `keep`, also what the backward pass needs."""
     shapes, plans = call.shapes, call.shapes.plans
-    first = plans[0]
     words, is_binary, injected = call.empty((0,), torch.int32), False, None
     if input.dtype == torch.int32:
         words, is_binary = input.contiguous(), True
-    elif first.feedforward is None:
-        injected = dense.to_flat(input, first.features)
+    elif plans[0].feedforward is None:
+        injected = dense.to_flat(input, plans[0].features)
     else:
         if not input[0, 0].is_contiguous():
             input = input.contiguous()
         words, is_binary = pack(input, call)
         if not is_binary:
             bias = tensors[1] if tensors[1].numel() else None
-            injected = dense.injected_current(input, first, tensors[0], bias)
+            injected = dense.injected_current(input, plans[0], tensors[0], bias)
 
     output = call.empty(shapes.output)
     best_step = call.empty(shapes.best_step, torch.int32)
     segments = call.segments("forward")
     ends = {last - 1 for _, last in segments}  # their spikes leave the launch
-    layers = []
-    for index, plan in enumerate(plans):
-        layers.append(
-            LayerOutputs(
-                kept=call.empty(
-                    shapes.kept(plan) if keep else (0,), kept_dtype(shapes.dtype, call.exact)
-                ),
-                words=call.empty(
-                    shapes.words(plan) if keep or index in ends else (0,), torch.int32
-                ),
-                counts=call.empty(shapes.counts(plan)),
-                membrane=call.empty(shapes.state(plan)),
-                synaptic_current=call.empty(shapes.state(plan)),
-                pending_current=call.empty(shapes.pending(plan)),
-            )
-        )
+    layers = [_outputs(call, plan, keep, keep or index in ends) for index, plan in enumerate(plans)]
     spikes = words
-    for segment in segments:
-        start, end = segment
+    for start, end in segments:
         alive: list[Tensor] = []  # until they are queued
         pointers = [
             _pointers(call, plans[i], tensors[6 * i : 6 * i + 6], layers[i], alive)
@@ -81,18 +64,7 @@ def run(call: Call, input: Tensor, tensors: list[Tensor], keep: bool) -> StackOu
         ]
         if end == len(plans) and plans[-1].kind != "lif":
             pointers[-1].output, pointers[-1].best_step = output.data_ptr(), address(best_step)
-        masks = None
-        if start == 0 and injected is not None:
-            pointers[0].injected, pointers[0].weight, pointers[0].bias = injected.data_ptr(), 0, 0
-        else:
-            masks = call.masks(spikes)
-        if masks is None and end == 1 and first.kind == "lif" and first.recurrent_kernel is None:
-            call.kernels.scan_forward(call.plan, 0, pointers[0], **call.common())
-        else:
-            call.kernels.stack_forward(
-                call.plan, segment, input_masks=address(masks), layers=pointers,
-                shared_bytes=call.shared_bytes, **call.common(),
-            )  # fmt: skip
+        _launch(call, (start, end), pointers, injected if start == 0 else None, spikes)
         spikes = layers[end - 1].words
     if plans[-1].kind == "lif":
         call.kernels.unpack_words(
@@ -108,6 +80,41 @@ def run(call: Call, input: Tensor, tensors: list[Tensor], keep: bool) -> StackOu
     # On the CPU whatever the default device is: backward must not wait to read it.
     flag = torch.tensor([is_binary], dtype=torch.bool, device="cpu")
     return StackOutputs(output, best_step, words, flag, layers)
+
+
+def _outputs(call: Call, plan: LayerPlan, keep: bool, keep_words: bool) -> LayerOutputs:
+    shapes = call.shapes
+    return LayerOutputs(
+        kept=call.empty(shapes.kept(plan) if keep else (0,), kept_dtype(shapes.dtype, call.exact)),
+        words=call.empty(shapes.words(plan) if keep_words else (0,), torch.int32),
+        counts=call.empty(shapes.counts(plan)),
+        membrane=call.empty(shapes.state(plan)),
+        synaptic_current=call.empty(shapes.state(plan)),
+        pending_current=call.empty(shapes.pending(plan)),
+    )
+
+
+def _launch(
+    call: Call,
+    segment: tuple[int, int],
+    pointers: list[Any],  # one ForwardLayer per layer of the segment
+    injected: Tensor | None,  # flat current of the first layer, where its input is not spikes
+    spikes: Tensor,  # words that the segment reads otherwise
+) -> None:
+    masks = None
+    if injected is None:
+        masks = call.masks(spikes)
+    else:
+        pointers[0].injected, pointers[0].weight, pointers[0].bias = injected.data_ptr(), 0, 0
+    plan = call.shapes.plans[segment[0]]
+    alone = segment[1] - segment[0] == 1 and plan.kind == "lif" and plan.recurrent_kernel is None
+    if alone and injected is not None:
+        call.kernels.scan_forward(call.plan, segment[0], pointers[0], **call.common())
+    else:
+        call.kernels.stack_forward(
+            call.plan, segment, input_masks=address(masks), layers=pointers,
+            shared_bytes=call.shared_bytes, **call.common(),
+        )  # fmt: skip
 
 
 def _pointers(
