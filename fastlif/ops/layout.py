@@ -56,6 +56,14 @@ class Saved(NamedTuple):
         """As the raw backward operation takes it."""
         return [*self[:3], *self.kept, *self.words]
 
+    def spikes_into(self, layer: int, input: Tensor) -> Tensor | None:
+        """Words of the spikes that drove a layer of the stack; None when numbers did."""
+        if layer > 0:
+            return self.words[layer - 1]
+        if input.dtype == torch.int32:
+            return input.contiguous()
+        return self.input_words if bool(self.is_binary) else None
+
     @staticmethod
     def grouped(flat: Sequence[Tensor]) -> Saved:
         """The inverse of `flat`."""

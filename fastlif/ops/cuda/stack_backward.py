@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastlif.ops import dense
@@ -110,7 +109,7 @@ class Backward:
         if needs_weight:
             assert plan.feedforward is not None
             shape = self.grads[at].shape
-            words = self._source(index)
+            words = self.saved.spikes_into(index, self.input)
             if words is None:
                 grad = dense.weight_gradient(injected, self.input, plan, reduced=self.reduced)
             else:
@@ -125,14 +124,6 @@ class Backward:
             assert own is not None
             grad = self._events(index, True, self.saved.words[index], injected, own)
             self.grads[at + 2] = grad.reshape(self.grads[at + 2].shape).contiguous()
-
-    def _source(self, index: int) -> Tensor | None:
-        """Words of the spikes that drove a layer; None when numbers did."""
-        if index > 0:
-            return self.saved.words[index - 1]
-        if self.input.dtype == torch.int32:
-            return self.input.contiguous()
-        return self.saved.input_words if bool(self.saved.is_binary) else None
 
     def _events(
         self,

@@ -18,7 +18,15 @@ from torch import Tensor
 from fastlif.ops.triton import launch
 from fastlif.ops.triton.pack import user_index
 from fastlif.ops.triton.retreat import Adjoint, lif_backward
-from fastlif.ops.triton.scan import Neurons, load_constants, load_or_zero, store_kept
+from fastlif.ops.triton.scan import (
+    Neurons,
+    load_constants,
+    load_or_zero,
+    load_state,
+    store_kept,
+    store_present,
+    store_state,
+)
 
 BLOCK = launch.block(128)
 WARPS = 4
@@ -66,9 +74,7 @@ def pair_kernel(
         if kept is not None and not DETACH:
             store_kept(kept + flat, membrane - threshold, inside)
     else:
-        membrane = tl.load(state + flat, mask=inside, other=0.0)
-        current = tl.load(state + wide + flat, mask=inside, other=0.0)
-        pending = tl.load(state + 2 * wide + flat, mask=inside, other=0.0)
+        membrane, current, pending = load_state(state, size, flat, inside)
 
     if FINISH > 0:
         row = tl.cast(step - FINISH - first_row, tl.int64)
@@ -110,14 +116,11 @@ def pair_kernel(
             if kept is not None and DETACH:
                 store_kept(kept + row + wide, membrane - threshold, inside)
         tl.store(at, word, mask=inside)
-        tl.store(state + flat, membrane, mask=inside)
-        tl.store(state + wide + flat, current, mask=inside)
-        tl.store(state + 2 * wide + flat, pending, mask=inside)
+        store_state(state, size, flat, inside, membrane, current, pending)
     else:
-        tl.store(membrane_out + user, membrane, mask=inside)
-        tl.store(current_out + user, current, mask=inside)
-        if DELAY:
-            tl.store(pending_out + user, pending, mask=inside)
+        store_present(membrane_out, user, membrane, inside)
+        store_present(current_out, user, current, inside)
+        store_present(pending_out, user, pending, inside)
 
 
 def _advance(

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from fastlif.ops.triton import launch
 from fastlif.ops.triton.retreat import Adjoint, surrogate
-from fastlif.ops.triton.scan import Neurons, load_constants, store_kept
+from fastlif.ops.triton.scan import (
+    Neurons,
+    load_constants,
+    load_state,
+    store_kept,
+    store_present,
+    store_state,
+)
 
 ROWS = 16  # samples of a program: the fewest that a product on tensor cores takes
 WARPS = {16: 1, 32: 2, 64: 8, 128: 16}  # by neurons, padded
@@ -32,6 +39,19 @@ def load_tile(pointer, index, mask, ROWS: tl.constexpr, WIDTH: tl.constexpr, rea
         return tl.zeros((ROWS, WIDTH), real)
     else:
         return tl.load(pointer + index, mask=mask, other=0.0)
+
+
+@triton.jit
+def resident_weight(high, low, unscale, neurons, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    """Both halves of a weight, (WIDTH, WIDTH), and what undoes their scaling, (1, WIDTH)."""
+    neuron = tl.arange(0, WIDTH)
+    at = neuron[:, None] * neurons + neuron[None, :]
+    valid = (neuron < neurons)[:, None] & (neuron < neurons)[None, :]
+    whole = tl.load(high + at, mask=valid, other=0.0)
+    rest = whole
+    if PARTS > 1:
+        rest = tl.load(low + at, mask=valid, other=0.0)
+    return whole, rest, tl.load(unscale + neuron, mask=neuron < neurons, other=0.0)[None, :]
 
 
 @triton.jit
@@ -106,14 +126,9 @@ def recurrent_forward_kernel(
     inside = (flat < size) & (neuron < neurons)[None, :]
     wide = tl.cast(size, tl.int64)
     decay_mem, gain_mem, decay_syn, threshold = load_constants(constants)
-    source = tl.arange(0, WIDTH)
-    at = source[:, None] * neurons + neuron[None, :]
-    valid = (source < neurons)[:, None] & (neuron < neurons)[None, :]
-    high = tl.load(weight_high + at, mask=valid, other=0.0)
-    low = high
-    if PARTS > 1:
-        low = tl.load(weight_low + at, mask=valid, other=0.0)
-    unscale = tl.load(weight_unscale + neuron, mask=neuron < neurons, other=0.0)[None, :]
+    high, low, unscale = resident_weight(
+        weight_high, weight_low, weight_unscale, neurons, PARTS, WIDTH
+    )
     if FIRST:
         membrane = load_tile(membrane0, flat, inside, ROWS, WIDTH, real)
         current = load_tile(current0, flat, inside, ROWS, WIDTH, real)
@@ -121,9 +136,7 @@ def recurrent_forward_kernel(
         if kept is not None and not DETACH:
             store_kept(kept + flat, membrane - threshold, inside)
     else:
-        membrane = tl.load(state + flat, mask=inside, other=0.0)
-        current = tl.load(state + wide + flat, mask=inside, other=0.0)
-        pending = tl.load(state + 2 * wide + flat, mask=inside, other=0.0)
+        membrane, current, pending = load_state(state, size, flat, inside)
     for first in range(start, stop, 32):
         word = tl.zeros((ROWS, WIDTH), tl.int32)
         count = tl.minimum(stop - first, 32)
@@ -159,14 +172,11 @@ def recurrent_forward_kernel(
             pending = tl.where(both, injected1, injected0)
         tl.store(words + tl.cast(first // 32, tl.int64) * wide + flat, word, mask=inside)
     if LAST:
-        tl.store(membrane_out + flat, membrane, mask=inside)
-        tl.store(current_out + flat, current, mask=inside)
-        if DELAY:
-            tl.store(pending_out + flat, pending, mask=inside)
+        store_present(membrane_out, flat, membrane, inside)
+        store_present(current_out, flat, current, inside)
+        store_present(pending_out, flat, pending, inside)
     else:
-        tl.store(state + flat, membrane, mask=inside)
-        tl.store(state + wide + flat, current, mask=inside)
-        tl.store(state + 2 * wide + flat, pending, mask=inside)
+        store_state(state, size, flat, inside, membrane, current, pending)
 
 
 @triton.jit
@@ -205,14 +215,9 @@ def recurrent_backward_kernel(
     decay_mem, gain_mem, decay_syn, threshold = load_constants(constants)
     slope = tl.load(constants + 4)
     scale = tl.load(constants + 5)
-    target = tl.arange(0, WIDTH)
-    at = target[:, None] * neurons + neuron[None, :]
-    valid = (target < neurons)[:, None] & (neuron < neurons)[None, :]
-    high = tl.load(weight_high + at, mask=valid, other=0.0)
-    low = high
-    if PARTS > 1:
-        low = tl.load(weight_low + at, mask=valid, other=0.0)
-    unscale = tl.load(weight_unscale + neuron, mask=neuron < neurons, other=0.0)[None, :]
+    high, low, unscale = resident_weight(
+        weight_high, weight_low, weight_unscale, neurons, PARTS, WIDTH
+    )
     grad_u = load_tile(grad_membrane, flat, inside, ROWS, WIDTH, real)
     grad_i = load_tile(grad_current, flat, inside, ROWS, WIDTH, real)
     injected = grad_i  # dL/dJ of the step before the ones done
@@ -266,12 +271,9 @@ def recurrent_backward_kernel(
         grad_u = decay_mem * unreset + surrogate(distance0, slope, scale) * grad_s0
         grad_i = decay_syn * grad_i1 + gain_mem * unreset
         injected = grad_i1 if DELAY else grad_i
-    if grad_membrane0 is not None:
-        tl.store(grad_membrane0 + flat, grad_u, mask=inside)
-    if grad_current0 is not None:
-        tl.store(grad_current0 + flat, grad_i, mask=inside)
-    if grad_pending0 is not None:
-        tl.store(grad_pending0 + flat, injected, mask=inside)
+    store_present(grad_membrane0, flat, grad_u, inside)
+    store_present(grad_current0, flat, grad_i, inside)
+    store_present(grad_pending0, flat, injected, inside)
 
 
 def fits(neurons: Neurons | Adjoint) -> bool:

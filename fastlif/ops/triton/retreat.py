@@ -23,7 +23,7 @@ from torch import Tensor
 from fastlif.ops.plan import LayerPlan
 from fastlif.ops.triton import launch
 from fastlif.ops.triton.pack import user_index
-from fastlif.ops.triton.scan import carried_over, load_constants, load_or_zero
+from fastlif.ops.triton.scan import carried_over, load_constants, load_or_zero, store_present
 
 BLOCK = launch.block(128)  # neurons of a program, two a thread: half precision comes in pairs
 WARPS = 2
@@ -135,12 +135,9 @@ def lif_backward_kernel(
         at_two = grad_injected + (before - 1) * size + flat
         tl.store(at_two, next_injected, mask=inside & (before >= 1))
     if LAST:
-        if grad_membrane0 is not None:
-            tl.store(grad_membrane0 + user, grad_u, mask=inside)
-        if grad_current0 is not None:
-            tl.store(grad_current0 + user, grad_i, mask=inside)
-        if grad_pending0 is not None:
-            tl.store(grad_pending0 + user, injected, mask=inside)
+        store_present(grad_membrane0, user, grad_u, inside)
+        store_present(grad_current0, user, grad_i, inside)
+        store_present(grad_pending0, user, injected, inside)
     else:
         tl.store(state + flat, grad_u, mask=inside)
         tl.store(state + size + flat, grad_i, mask=inside)
@@ -196,12 +193,9 @@ def readout_backward_kernel(
         grad_i = decay_syn * later + gain_mem * grad_u
         grad_u = decay_mem * grad_u + entering
         injected = carried_over(later, inside) if DELAY else grad_i
-    if grad_membrane0 is not None:
-        tl.store(grad_membrane0 + user, grad_u, mask=inside)
-    if grad_current0 is not None:
-        tl.store(grad_current0 + user, grad_i, mask=inside)
-    if grad_pending0 is not None:
-        tl.store(grad_pending0 + user, injected, mask=inside)
+    store_present(grad_membrane0, user, grad_u, inside)
+    store_present(grad_current0, user, grad_i, inside)
+    store_present(grad_pending0, user, injected, inside)
 
 
 @dataclass(frozen=True)

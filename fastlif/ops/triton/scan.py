@@ -47,6 +47,33 @@ def load_or_zero(pointer, index, inside, BLOCK: tl.constexpr, real: tl.constexpr
 
 
 @triton.jit
+def load_state(state, size, flat, inside):
+    """U, I and pending J between windows, from (3, size)."""
+    wide = tl.cast(size, tl.int64)
+    return (
+        tl.load(state + flat, mask=inside, other=0.0),
+        tl.load(state + wide + flat, mask=inside, other=0.0),
+        tl.load(state + 2 * wide + flat, mask=inside, other=0.0),
+    )
+
+
+@triton.jit
+def store_state(state, size, flat, inside, membrane, current, pending):
+    """The inverse of load_state."""
+    wide = tl.cast(size, tl.int64)
+    tl.store(state + flat, membrane, mask=inside)
+    tl.store(state + wide + flat, current, mask=inside)
+    tl.store(state + 2 * wide + flat, pending, mask=inside)
+
+
+@triton.jit
+def store_present(pointer, index, value, inside):
+    """Values of a tensor that may be absent."""
+    if pointer is not None:
+        tl.store(pointer + index, value, mask=inside)
+
+
+@triton.jit
 def store_kept(pointer, distance, mask):
     """U - threshold, in half precision without becoming infinite; NaN stays."""
     if pointer.dtype.element_ty == tl.float16:
@@ -73,7 +100,7 @@ def lif_forward_kernel(
     words,  # int32 (words, size)
     membrane_out,
     current_out,
-    pending_out,
+    pending_out,  # None without a delay
     start,  # a multiple of 32
     stop,
     size,
@@ -100,9 +127,7 @@ def lif_forward_kernel(
         if kept is not None and not DETACH:
             store_kept(kept + flat, membrane - threshold, inside)
     else:
-        membrane = tl.load(state + flat, mask=inside, other=0.0)
-        current = tl.load(state + size + flat, mask=inside, other=0.0)
-        pending = tl.load(state + 2 * tl.cast(size, tl.int64) + flat, mask=inside, other=0.0)
+        membrane, current, pending = load_state(state, size, flat, inside)
     for first in range(start, stop, 32):
         word = tl.zeros((BLOCK,), tl.int32)
         for q in tl.range(0, tl.minimum(stop - first, 32), num_stages=STAGES):
@@ -124,14 +149,11 @@ def lif_forward_kernel(
                 current = decay_syn * current + new
         tl.store(words + tl.cast(first // 32, tl.int64) * size + flat, word, mask=inside)
     if LAST:
-        tl.store(membrane_out + user, membrane, mask=inside)
-        tl.store(current_out + user, current, mask=inside)
-        if DELAY:
-            tl.store(pending_out + user, pending, mask=inside)
+        store_present(membrane_out, user, membrane, inside)
+        store_present(current_out, user, current, inside)
+        store_present(pending_out, user, pending, inside)
     else:
-        tl.store(state + flat, membrane, mask=inside)
-        tl.store(state + size + flat, current, mask=inside)
-        tl.store(state + 2 * tl.cast(size, tl.int64) + flat, pending, mask=inside)
+        store_state(state, size, flat, inside, membrane, current, pending)
 
 
 @triton.jit(do_not_specialize=["start", "stop"])
@@ -146,7 +168,7 @@ def readout_forward_kernel(
     best_step,  # int32 (batch, channels, positions), or None for the trace
     membrane_out,
     current_out,
-    pending_out,
+    pending_out,  # None without a delay
     start,
     stop,
     size,
@@ -172,9 +194,7 @@ def readout_forward_kernel(
         pending = load_or_zero(pending0, user, inside, BLOCK, real)
         best = membrane
     else:
-        membrane = tl.load(state + flat, mask=inside, other=0.0)
-        current = tl.load(state + size + flat, mask=inside, other=0.0)
-        pending = tl.load(state + 2 * tl.cast(size, tl.int64) + flat, mask=inside, other=0.0)
+        membrane, current, pending = load_state(state, size, flat, inside)
         best = membrane
         if best_step is not None:
             best = tl.load(output + user, mask=inside, other=0.0)
@@ -199,14 +219,11 @@ def readout_forward_kernel(
         tl.store(output + user, best, mask=inside)
         tl.store(best_step + user, best_at, mask=inside)
     if LAST:
-        tl.store(membrane_out + user, membrane, mask=inside)
-        tl.store(current_out + user, current, mask=inside)
-        if DELAY:
-            tl.store(pending_out + user, pending, mask=inside)
+        store_present(membrane_out, user, membrane, inside)
+        store_present(current_out, user, current, inside)
+        store_present(pending_out, user, pending, inside)
     else:
-        tl.store(state + flat, membrane, mask=inside)
-        tl.store(state + size + flat, current, mask=inside)
-        tl.store(state + 2 * tl.cast(size, tl.int64) + flat, pending, mask=inside)
+        store_state(state, size, flat, inside, membrane, current, pending)
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,8 @@ class _Backward:
         """Gradients of weight, bias and recurrent weight of a layer."""
         grad_weight, grad_bias, grad_recurrent = self.grads[TENSORS_PER_LAYER * index :][:3]
         if grad_weight.numel():
-            words, values = self._source(index)
-            grad = self._weight_gradient(plan, injected, words, values)
+            words = self.saved.spikes_into(index, self.input)
+            grad = self._weight_gradient(plan, injected, words)
             grad_weight.copy_(grad.reshape(grad_weight.shape))
         if grad_bias.numel():
             channels = plan.shape[0]
@@ -136,23 +136,11 @@ class _Backward:
         if grad_recurrent.numel():
             own = recurrence(plan)
             words = self.saved.words[index]
-            grad = self._weight_gradient(own, injected, words, None)
+            grad = self._weight_gradient(own, injected, words)
             grad_recurrent.copy_(grad.reshape(grad_recurrent.shape))
 
-    def _source(self, index: int) -> tuple[Tensor | None, Tensor | None]:
-        """What a layer's synapse reads: words, or values (time, batch, *features)."""
-        if index > 0:
-            return self.saved.words[index - 1], None
-        if self.input.dtype == torch.int32:
-            return self.input.contiguous(), None
-        if bool(self.saved.is_binary):
-            return self.saved.input_words, None
-        return None, self.input
-
-    def _weight_gradient(
-        self, plan: LayerPlan, injected: Tensor, words: Tensor | None, values: Tensor | None
-    ) -> Tensor:
-        """dL/dW, (out channels, in channels, kernel height, kernel width)."""
+    def _weight_gradient(self, plan: LayerPlan, injected: Tensor, words: Tensor | None) -> Tensor:
+        """dL/dW, (out channels, in channels, kernel height, kernel width); no words: the input."""
         link = plan.feedforward
         assert link is not None
         if words is not None and self.shapes.dtype == torch.float32:
@@ -165,8 +153,7 @@ class _Backward:
         for start in range(0, n_steps, window):
             stop = min(start + window, n_steps)
             if words is None:
-                assert values is not None
-                source = values[start:stop]
+                source = self.input[start:stop]
             else:
                 source = unpacked(words, link.in_shape, injected.dtype, start, stop)
             part = dense.weight_gradient(injected[start:stop], source, plan, reduced=self.reduced)
