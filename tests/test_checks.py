@@ -7,6 +7,7 @@ import torch
 
 from fastlif import ops
 from fastlif.ops import LayerPlan, LayerTensors, LIFState
+from fastlif.ops.engines import ENGINES, chosen
 from fastlif.ops.plan import conv_connection, dense_connection
 from fastlif.spikes import PackedSpikes
 
@@ -103,6 +104,16 @@ def test_tensors_a_layer_has_no_use_for():
 def test_a_backend_that_cannot_run_is_never_replaced(backend, message):
     with pytest.raises(ValueError, match=message):
         ops.stack(SPIKES, [PLAN], [TENSORS], backend=backend)
+
+
+def test_while_tracing_the_operation_itself_refuses():
+    """torch.compile passes the early check by; the choice of engine says the same."""
+    device = torch.device("cpu")
+    with pytest.raises(ValueError, match="backend 'cuda' needs a GPU; the input is on cpu"):
+        chosen("cuda", device, [PLAN], torch.float32)
+    with pytest.raises(ValueError, match="no fastlif kernels for a tensor on meta: .*needs a GPU"):
+        chosen("auto", torch.device("meta"), [PLAN], torch.float32)
+    assert chosen("auto", device, [PLAN], torch.float32) is ENGINES["cpu"]
 
 
 def test_a_backend_needs_tensors_on_its_device():
