@@ -1,4 +1,4 @@
-"""Command line: `fastlif train PRESET` and `fastlif info`."""
+"""`fastlif train PRESET`."""
 
 from __future__ import annotations
 
@@ -7,32 +7,17 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-try:
-    import typer
-    from rich.console import Console
-    from rich.table import Table
-except ImportError as error:
-    raise SystemExit(
-        f"the fastlif command needs the packages of pip install 'fastlif[train]' ({error})"
-    ) from error
-
 import torch
+import typer
+from rich.console import Console
 
-from fastlif.backends import backends
+from fastlif.cli.errors import reported
 from fastlif.models import PRESETS
 
 if TYPE_CHECKING:
     from fastlif.train import TrainConfig, TrainResult
 
-app = typer.Typer(
-    help="Spiking networks of LIF neurons, trained fast.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
-
-@app.command()
 def train(
     preset: Annotated[str, typer.Argument(help=f"One of: {', '.join(PRESETS)}.")],
     data: Annotated[
@@ -95,50 +80,37 @@ def train(
 
     console = Console()
     try:
-        config = _configure(
-            default_config(preset),
-            {
-                "recurrent": recurrent,
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "seed": seed,
-                "data_seed": data_seed,
-                "lr": lr,
-                "sigma_u": sigma_u,
-                "dt": dt,
-                "channel_shift": channel_shift,
-                "device": _device(device),
-                "graph": graph,
-                "backend": backend,
-            },
-            {"upper_strength": upper_strength, "v_upper": v_upper},
-        )
-        if threads is not None:
-            torch.set_num_threads(threads)
-        folder = out if out is not None else _default_folder(config)
-        task = load_task(config, data)
-        # What exists by now stays: the collector need not walk through it between the batches.
-        gc.freeze()
-        with ConsoleReporter(console, quiet=quiet) as reporter:
-            result = run_training(config, task, folder, resume=resume, reporter=reporter)
-    except (ValueError, FileNotFoundError) as error:
-        Console(stderr=True).print(
-            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(2) from error
+        with reported():
+            config = _configure(
+                default_config(preset),
+                {
+                    "recurrent": recurrent,
+                    "epochs": epochs,
+                    "batch_size": batch_size,
+                    "seed": seed,
+                    "data_seed": data_seed,
+                    "lr": lr,
+                    "sigma_u": sigma_u,
+                    "dt": dt,
+                    "channel_shift": channel_shift,
+                    "device": _device(device),
+                    "graph": graph,
+                    "backend": backend,
+                },
+                {"upper_strength": upper_strength, "v_upper": v_upper},
+            )
+            if threads is not None:
+                torch.set_num_threads(threads)
+            folder = out if out is not None else _default_folder(config)
+            task = load_task(config, data)
+            # What exists by now stays: the collector need not walk through it between the batches.
+            gc.freeze()
+            with ConsoleReporter(console, quiet=quiet) as reporter:
+                result = run_training(config, task, folder, resume=resume, reporter=reporter)
     except KeyboardInterrupt:
         console.print("interrupted; the same command with --resume continues")
         raise typer.Exit(130) from None
     _print_result(console, result, folder)
-
-
-@app.command()
-def info() -> None:
-    """Say which kernels are available on this machine, and why others are not."""
-    table = Table("backend", "available", "detail")
-    for backend in backends():
-        table.add_row(backend.name, "yes" if backend.available else "no", backend.detail)
-    Console().print(table)
 
 
 def _device(name: str) -> str:
@@ -180,12 +152,3 @@ def _print_result(console: Console, result: TrainResult, folder: Path) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def main() -> None:
-    """Entry point of the `fastlif` console script."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

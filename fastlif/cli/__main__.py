@@ -1,0 +1,5 @@
+"""`python -m fastlif.cli`."""
+
+from fastlif.cli import main
+
+main()
