@@ -78,6 +78,14 @@ void Connection::build() {
   }
 }
 
+// Synapses inside a layer: stride 1, "same" padding.
+static void set_lateral(Connection& c, const Shape& in, const Shape& out, int kernel_h, int kernel_w) {
+  c.in = in, c.out = out;
+  c.kernel_h = kernel_h, c.kernel_w = kernel_w;
+  c.padding_h = (kernel_h - 1) / 2, c.padding_w = (kernel_w - 1) / 2;
+  c.halo = c.padding_w;
+}
+
 Plan Plan::decode(const std::vector<int64_t>& ints, const std::vector<double>& floats) {
   Plan plan;
   const size_t n = ints.empty() ? 0 : size_t(ints[0]);
@@ -98,18 +106,24 @@ Plan Plan::decode(const std::vector<int64_t>& ints, const std::vector<double>& f
       c.kernel_h = int(i[9]), c.kernel_w = int(i[10]), c.stride_h = int(i[11]), c.stride_w = int(i[12]);
       c.padding_h = int(i[13]), c.padding_w = int(i[14]), c.dilation_h = int(i[15]), c.dilation_w = int(i[16]);
     }
+    layer.n_inhibitory = int(i[22]);
     layer.recurrent = i[17] != 0;
     if (layer.recurrent) {
       Connection& c = layer.recurrence;
-      c.in = c.out = layer.shape;
-      c.kernel_h = int(i[18]), c.kernel_w = int(i[19]);
-      c.padding_h = (c.kernel_h - 1) / 2, c.padding_w = (c.kernel_w - 1) / 2;
-      c.halo = c.padding_w;
+      set_lateral(c, layer.emitted(), layer.shape, int(i[18]), int(i[19]));
     }
+    if (layer.n_inhibitory) {
+      const Shape own{layer.n_inhibitory, layer.shape.height, layer.shape.width};
+      set_lateral(layer.inhibition, own, layer.shape, int(i[23]), int(i[24]));
+    }
+    for (int bit = 0; bit < 63; ++bit)
+      if (i[25] >> bit & 1) layer.skips.push_back(bit);
     layer.detach_reset = i[20] != 0;
     layer.delay = int(i[21]);
     layer.decay_mem = f[0], layer.decay_syn = f[1], layer.threshold = f[2];
     layer.surrogate_slope = f[3], layer.surrogate_scale = f[4];
+    layer.decay_inhibitory = f[5];
+    layer.inhibitory_neurons = {f[6], f[7], f[8]};
     // Offsets into one map and into the weights of one source channel are 32-bit.
     const int64_t channels = layer.shape.padded_channels();
     const int64_t halo_size = (int64_t(layer.shape.width) + 2 * layer.halo()) * layer.shape.height * channels;
@@ -121,6 +135,7 @@ Plan Plan::decode(const std::vector<int64_t>& ints, const std::vector<double>& f
     layer.feedforward.halo = layer.halo();  // the gradient of the layer's current is stored with this halo
     if (layer.has_feedforward) layer.feedforward.build();
     if (layer.recurrent) layer.recurrence.build();
+    if (layer.n_inhibitory) layer.inhibition.build();
     plan.layers.push_back(std::move(layer));
   }
   return plan;

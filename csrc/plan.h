@@ -55,7 +55,12 @@ struct Connection {
   void build();  // fills the tables; halo must be set
 };
 
-enum class Kind : int { lif = 0, readout_max = 1, readout_trace = 2, current = 3 };
+enum class Kind : int { lif = 0, readout_max = 1, readout_trace = 2, current = 3, max_pool = 4 };
+
+// Factors per step of one population of neurons.
+struct Decays {
+  double mem = 0, syn = 0, inhibitory = 0;
+};
 
 struct Layer {
   Kind kind = Kind::lif;
@@ -63,7 +68,14 @@ struct Layer {
   bool has_feedforward = false, recurrent = false, detach_reset = true;
   int delay = 0;
   double decay_mem = 0, decay_syn = 0, threshold = 1, surrogate_slope = 20, surrogate_scale = 1;
-  Connection feedforward, recurrence;
+  // Dale's law: the last n_inhibitory channels of `shape` are inhibitory, reach the layer itself through `inhibition`,
+  // and have decays of their own. Recurrence then comes from the other channels, which alone leave the layer.
+  int n_inhibitory = 0;
+  double decay_inhibitory = 0;  // of the inhibitory current of excitatory neurons
+  Decays inhibitory_neurons;
+  std::vector<int> skips;  // earlier layers that a readout hears too
+  Connection feedforward, recurrence, inhibition;
+  Shape emitted() const { return {shape.channels - n_inhibitory, shape.height, shape.width}; }
   int halo() const { return recurrent ? recurrence.halo : 0; }
   // Size of a map of this layer whose rows carry the halo that the recurrent input gradient reads.
   int halo_row() const { return (shape.width + 2 * halo()) * shape.padded_channels(); }
@@ -73,7 +85,7 @@ struct Layer {
 struct Plan {
   std::vector<Layer> layers;
   // Number of ints and floats per layer in the encoding; fastlif/ops/plan.py writes it.
-  static constexpr int kInts = 28, kFloats = 5;
+  static constexpr int kInts = 28, kFloats = 9;
   static Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& floats);
   Shape input_shape() const;
 };

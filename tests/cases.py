@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fastlif.ops.plan import (
+    Connection,
+    Inhibition,
     LayerPlan,
     LayerTensors,
     LIFState,
     conv_connection,
     dense_connection,
+    skip_sizes,
     surrogate_scale,
 )
 
@@ -36,6 +39,13 @@ class Case:
     dilation: tuple[int, ...] = (1,)
     recurrent: tuple[int, ...] = ()  # recurrent kernel of the convolutional layers
     readout: str = "readout_max"
+    inhibitory: tuple[int, ...] = ()  # of the channels of each layer, so many are inhibitory
+    inhibitory_kernel: tuple[int, ...] = (1,)
+    excitatory_recurrence: bool = True  # of layers with inhibition
+    pool: tuple[int, ...] = ()  # windows of max pooling behind every spiking layer
+    pool_stride: tuple[int, ...] = (2,)
+    pool_padding: tuple[int, ...] = (0,)
+    skips: bool = False  # the readout hears the spikes of every layer
 
 
 DENSE = [
@@ -53,6 +63,45 @@ CONV = [
     Case("conv2d-uneven", 33, 2, (3, 9, 8), ((3, 2),), (5,), (1, 2), (1, 1), (2, 2), (5, 3)),
     Case("conv1d-gaps", 33, 2, (4, 16), ((2,),), (16,), (3,), recurrent=(7,)),
 ]
+INHIBITION = [
+    Case("dalian-dense", 70, 9, (40,), channels=(160, 20), inhibitory=(32, 4)),
+    Case("dalian-dense-ragged", 33, 5, (23,), channels=(41, 7), inhibitory=(10, 1)),
+    Case(
+        "dalian-inhibition-only", 35, 4, (17,), channels=(53, 24), inhibitory=(13, 8),
+        excitatory_recurrence=False, readout="readout_trace",
+    ),
+    Case(
+        "dalian-conv1d", 70, 2, (1, 60), ((7,), (5,)), (20, 40), (3,), (2,), recurrent=(5,),
+        inhibitory=(4, 8), inhibitory_kernel=(3,),
+    ),
+    Case(
+        "dalian-conv2d", 33, 2, (2, 7, 6), ((3, 3), (3, 3)), (9, 21), padding=(1,),
+        recurrent=(3, 3), inhibitory=(2, 4), inhibitory_kernel=(3, 5),
+    ),
+]  # fmt: skip
+POOLING = [
+    Case(
+        "pool2d", 34, 2, (2, 9, 8), ((3, 3), (3, 3)), (18, 5), padding=(1,), pool=(2, 2),
+    ),
+    Case(
+        "pool2d-overlapping", 33, 3, (3, 8, 9), ((3, 3),), (16,), padding=(1,), pool=(3, 2),
+        pool_stride=(2, 1), pool_padding=(1,), recurrent=(3, 3),
+    ),
+    Case("pool1d", 40, 3, (1, 50), ((5,), (3,)), (16, 33), (2,), pool=(3,), pool_stride=(3,)),
+    Case(
+        "pool-dalian", 34, 2, (2, 8, 8), ((3, 3),), (20,), padding=(1,), recurrent=(3, 3),
+        inhibitory=(4,), inhibitory_kernel=(3, 3), pool=(2, 2),
+    ),
+]  # fmt: skip
+SKIPS = [
+    Case("skips-dense", 40, 5, (23,), channels=(37, 16, 20), skips=True),
+    Case("skips-conv1d", 35, 3, (1, 60), ((7,), (5,), (3,)), (16, 20, 5), (3,), recurrent=(5,),
+         skips=True, readout="readout_trace"),
+    Case(
+        "skips-pool-dalian", 33, 2, (2, 8, 8), ((3, 3), (3, 3)), (20, 9), padding=(1,),
+        recurrent=(3, 3), inhibitory=(4, 2), inhibitory_kernel=(3, 3), pool=(2, 2), skips=True,
+    ),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +109,7 @@ class Stack:
     """A case with weights: plans, float64 parameters and input."""
 
     plans: tuple[LayerPlan, ...]
-    parameters: tuple[tuple[Tensor | None, Tensor | None, Tensor | None], ...]
+    parameters: tuple[LayerTensors, ...]  # without states
     input: Tensor
 
 
@@ -87,36 +136,36 @@ def build(
         "delay": delay,
     }
     plans: list[LayerPlan] = []
-    parameters: list[tuple[Tensor | None, Tensor | None, Tensor | None]] = []
+    parameters: list[LayerTensors] = []
     features = case.features
     for index, width in enumerate(case.channels):
         gain = 10.0 if index == 0 else 6.0
+        n_inhibitory = case.inhibitory[index] if case.inhibitory else 0
+        link, shape, kernel = _synapse(case, index, features)
+        recurrent = kernel if not case.kernels or case.recurrent else None
+        if n_inhibitory and not case.excitatory_recurrence:
+            recurrent = None
+        plan = LayerPlan("lif", shape, link, recurrent, **options)
+        if n_inhibitory:
+            plan = replace(plan, inhibition=_inhibition(case, n_inhibitory))
+        plans.append(plan)
+        weight = normal(*_user_shape(link.weight_shape, shape)) * gain / math.sqrt(link.fan_in)
+        own = inhibitory = None
+        if plan.recurrent_weight_shape is not None:
+            own = normal(*_user_shape(plan.recurrent_weight_shape, shape))
+            own = own / math.sqrt(math.prod(own.shape[1:]))
+        if plan.inhibitory_weight_shape is not None:
+            inhibitory = normal(*_user_shape(plan.inhibitory_weight_shape, shape)).abs()
+            inhibitory = inhibitory / math.sqrt(math.prod(inhibitory.shape[1:]))
         bias = normal(width) * 0.3 if index == 0 else None
-        if case.kernels:
-            kernel = case.kernels[index]
-            first = index == 0
-            n = len(kernel)
-            link, shape = conv_connection(
-                features,
-                width,
-                kernel=kernel,
-                stride=_dims(case.stride if first else (1,), n),
-                padding=_dims(case.padding if first else (1,), n),
-                dilation=_dims(case.dilation if first else (1,), n),
-            )
-            recurrent = (1, *case.recurrent)[-2:] if case.recurrent else None
-            weight = normal(width, features[0], *kernel) * gain / math.sqrt(link.fan_in)
-            own = None
-            if recurrent:
-                own = normal(width, width, *case.recurrent)
-                own = own / math.sqrt(width * math.prod(case.recurrent))
-        else:
-            link, shape, recurrent = dense_connection(features, width), (width,), (1, 1)
-            weight = normal(width, link.fan_in) * gain / math.sqrt(link.fan_in)
-            own = normal(width, width) / math.sqrt(width)
-        plans.append(LayerPlan("lif", shape, link, recurrent, **options))
-        parameters.append((weight, bias, own))
-        features = shape
+        parameters.append(LayerTensors(weight, bias, own, inhibitory_weight=inhibitory))
+        features = plan.emitted_features
+        if case.pool:
+            plans.append(_pool(case, features))
+            parameters.append(LayerTensors())
+            features = plans[-1].features
+    last = len(plans) - 1
+    spiking = [i for i, plan in enumerate(plans) if plan.kind == "lif" and i != last]
     out = LayerPlan(
         case.readout,
         (5,),
@@ -124,13 +173,63 @@ def build(
         decay_mem=0.99,
         decay_syn=DECAY_SYN,
         delay=delay,
+        skips=tuple(spiking) if case.skips else (),
     )
-    fan_in = math.prod(features)
     plans.append(out)
-    parameters.append((normal(5, fan_in) / math.sqrt(fan_in), normal(5) * 0.1, None))
+    fan_in = math.prod(features) + sum(skip_sizes(plans))
+    parameters.append(LayerTensors(normal(5, fan_in) / math.sqrt(fan_in), normal(5) * 0.1))
     shape = (case.n_steps, case.batch, *case.features)
     spikes = (torch.rand(*shape, generator=generator, dtype=torch.float64) < 0.2).double()
     return Stack(tuple(plans), tuple(parameters), spikes if binary else spikes * normal(*shape))
+
+
+def _synapse(
+    case: Case, index: int, features: tuple[int, ...]
+) -> tuple[Connection, tuple[int, ...], tuple[int, int]]:
+    """Connection into a layer, the layer's features, and the kernel of its recurrence."""
+    width = case.channels[index]
+    if not case.kernels:
+        return dense_connection(features, width), (width,), (1, 1)
+    kernel = case.kernels[index]
+    first, n = index == 0, len(kernel)
+    link, shape = conv_connection(
+        features,
+        width,
+        kernel=kernel,
+        stride=_dims(case.stride if first else (1,), n),
+        padding=_dims(case.padding if first else (1,), n),
+        dilation=_dims(case.dilation if first else (1,), n),
+    )
+    height, width = (1, 1, *case.recurrent)[-2:]
+    return link, shape, (height, width)
+
+
+def _inhibition(case: Case, n_inhibitory: int) -> Inhibition:
+    """Inhibitory neurons with a time constant of their own for everything."""
+    height, width = (1, 1, *case.inhibitory_kernel)[-2:]
+    decays = [math.exp(-2e-3 / tau) for tau in (20e-3, 15e-3, 8e-3, 25e-3)]
+    return Inhibition(n_inhibitory, (height, width), *decays)
+
+
+def _pool(case: Case, features: tuple[int, ...]) -> LayerPlan:
+    n = len(case.pool)
+    link, shape = conv_connection(
+        features,
+        features[0],
+        kernel=case.pool,
+        stride=_dims(case.pool_stride, n),
+        padding=_dims(case.pool_padding, n),
+        dilation=_dims((1,), n),
+    )
+    return LayerPlan("max_pool", shape, link)
+
+
+def _user_shape(view: tuple[int, int, int, int], features: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of a weight as torch keeps it, from its 4-d view."""
+    out_channels, in_channels, height, width = view
+    if len(features) == 1:
+        return (out_channels, in_channels * height * width)
+    return (out_channels, in_channels, width) if len(features) == 2 else view
 
 
 def _dims(values: tuple[int, ...], n: int) -> tuple[int, ...]:
@@ -160,16 +259,30 @@ def layer_tensors(
         return tensor.detach().to(like).to(device, dtype, copy=True).requires_grad_()
 
     result = []
-    for plan, (weight, bias, own) in zip(stack.plans, stack.parameters, strict=True):
+    for plan, own in zip(stack.plans, stack.parameters, strict=True):
         start = None
-        if state:
+        if state and plan.kind != "max_pool":
             shape = (batch, *plan.features)
-            numbers = [
-                leaf(torch.randn(shape, generator=generator, dtype=torch.float64) * 0.7)
-                for _ in range(3 if plan.delay else 2)
-            ]
-            start = LIFState(*numbers)
-        result.append(LayerTensors(leaf(weight), leaf(bias), leaf(own), start))
+
+            def number(present: object = True, shape: tuple[int, ...] = shape) -> Tensor | None:
+                if not present:
+                    return None
+                return leaf(torch.randn(shape, generator=generator, dtype=torch.float64) * 0.7)
+
+            inhibition = plan.inhibition
+            start = LIFState(
+                number(), number(), number(plan.delay), number(inhibition),
+                number(inhibition and plan.delay),
+            )  # fmt: skip
+        result.append(
+            LayerTensors(
+                leaf(own.weight),
+                leaf(own.bias),
+                leaf(own.recurrent_weight),
+                start,
+                leaf(own.inhibitory_weight),
+            )
+        )
     return result
 
 
@@ -177,9 +290,9 @@ def named_leaves(tensors: Sequence[LayerTensors]) -> dict[str, Tensor]:
     """All tensors that carry a gradient, by layer and name."""
     leaves = {}
     for index, layer in enumerate(tensors):
-        state = {} if layer.state is None else layer.state._asdict()
-        own = {k: getattr(layer, k) for k in ("weight", "bias", "recurrent_weight")}
-        for name, tensor in (own | state).items():
+        own = layer._asdict()
+        state = own.pop("state")
+        for name, tensor in (own | ({} if state is None else state._asdict())).items():
             if tensor is not None:
                 leaves[f"{index}.{name}"] = tensor
     return leaves

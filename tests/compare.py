@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from fastlif.ops import reference, stack
-from fastlif.ops.plan import StackResult
+from fastlif.ops.layout import StackOutputs
+from fastlif.ops.plan import StackResult, encode
+from fastlif.ops.registration import flat_tensors
+from fastlif.spikes import PackedSpikes
 
 from .cases import Stack, layer_tensors, named_leaves
 from .targets import BY_NAME, Target
@@ -48,14 +51,15 @@ def loss(result: StackResult) -> Tensor:
 
 
 def spikes_of_layers(case: Stack, input: Tensor, tensors: list, backend: str) -> list[Tensor]:
-    """The spikes of every spiking layer, by running the stack up to it."""
-    spikes = []
-    with torch.no_grad():
-        for end, plan in enumerate(case.plans, start=1):
-            if plan.kind == "lif":
-                result = stack(input, case.plans[:end], tensors[:end], backend=backend)
-                spikes.append(result.output)
-    return spikes
+    """The spikes of every spiking layer, inhibitory neurons included, in float64 on the CPU."""
+    flat = [t.detach() for layer in tensors for t in flat_tensors(layer, input)]
+    options = (*encode(case.plans), tuple(input.shape), input.dtype, True, backend)
+    outputs = StackOutputs.grouped(torch.ops.fastlif.stack_forward(input, flat, *options, True))
+    return [
+        PackedSpikes(layer.words, len(input), plan.features).unpack(input.dtype).double().cpu()
+        for layer, plan in zip(outputs.layers, case.plans, strict=True)
+        if plan.kind == "lif"
+    ]
 
 
 def replay(
@@ -70,13 +74,11 @@ def replay(
     tensors = layer_tensors(case, dtype, dtype, state=state, device=target.device)
     input = case.input.to(target.device, dtype, copy=True).requires_grad_()
     result = stack(input, case.plans, tensors, exact_membrane=exact, backend=target.backend)
-    spikes = [s.cpu() for s in spikes_of_layers(case, input.detach(), tensors, target.backend)]
+    spikes = spikes_of_layers(case, input.detach(), tensors, target.backend)
 
     wide_tensors = layer_tensors(case, torch.float64, dtype, state=state)
     wide_input = case.input.to(dtype).double().clone().requires_grad_()
-    trace = reference.stack_trace(
-        wide_input, case.plans, wide_tensors, replay_spikes=[s.double() for s in spikes]
-    )
+    trace = reference.stack_trace(wide_input, case.plans, wide_tensors, replay_spikes=spikes)
     wrong = 0
     spiking = [p for p in case.plans if p.kind == "lif"]
     for plan, membrane, emitted in zip(spiking, trace.membranes, spikes, strict=False):

@@ -11,7 +11,7 @@ import fastlif
 from fastlif import ops
 from fastlif.ops import cpu, registration
 from fastlif.ops.engines import ENGINES
-from fastlif.ops.layout import StackOutputs
+from fastlif.ops.layout import GRADS_PER_LAYER, StackOutputs
 from fastlif.ops.plan import encode
 from fastlif.spikes import PackedSpikes
 
@@ -26,7 +26,7 @@ def raw_arguments(case, *, delay=0, packed=False, exact=False, device="cpu"):
     tensors = layer_tensors(stack, torch.float32, torch.float32, state=True, device=device)
     input = stack.input.float().to(device)
     given = PackedSpikes.pack(input).words if packed else input
-    flat = [t.detach() for layer in tensors for t in registration._flat_tensors(layer, input)]
+    flat = [t.detach() for layer in tensors for t in registration.flat_tensors(layer, input)]
     ints, floats = encode(stack.plans)
     return (given, flat, ints, floats, list(input.shape), torch.float32, exact, "auto", True)
 
@@ -46,7 +46,8 @@ def test_opcheck(case, delay, packed, device):
     torch.library.opcheck(
         torch.ops.fastlif.stack_backward.default,
         (
-            torch.ones_like(outputs.output), [none] * (4 * len(outputs.layers)), input, flat, saved,
+            torch.ones_like(outputs.output), [none] * (GRADS_PER_LAYER * len(outputs.layers)),
+            input, flat, saved,
             *options, needs,
         ),
     )  # fmt: skip

@@ -80,10 +80,10 @@ def test_map_sizes_have_a_limit_that_is_named():
 def test_gradients_of_some_tensors_only(wanted):
     case = build(Case("part", 40, 6, (30,), channels=(24, 20)))
     parameters = case.parameters[1]  # without a bias: it gets one
-    assert parameters[1] is None
+    assert parameters.bias is None
     stack_case = case.__class__(
         case.plans,
-        (case.parameters[0], (parameters[0], torch.zeros(20), parameters[2]), case.parameters[2]),
+        (case.parameters[0], parameters._replace(bias=torch.zeros(20)), case.parameters[2]),
         case.input,
     )
     grads = []

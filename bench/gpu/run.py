@@ -169,7 +169,7 @@ def run_layer(
         rounds = math.ceil(case.batch / distinct)
         current = seeded.input.to(device).repeat(1, rounds, 1)[:, : case.batch].contiguous()
         current.requires_grad_()
-        weight = seeded.parameters[0][2]
+        weight = seeded.parameters[0].recurrent_weight
         own = None if weight is None else weight.to(device).requires_grad_()
         tensors = [LayerTensors(recurrent_weight=own)]
 

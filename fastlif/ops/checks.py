@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from fastlif.ops.engines import ENGINES
-from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, check_stack, spatial_shape
+from fastlif.ops.plan import (
+    LayerPlan,
+    LayerTensors,
+    LIFState,
+    check_stack,
+    skip_sizes,
+    spatial_shape,
+)
 from fastlif.spikes import PackedSpikes
 
 DTYPES = (torch.float32, torch.float64)
@@ -36,7 +43,8 @@ def check_inputs(
         raise ValueError(f"tensors must hold one entry per layer, {len(plans)}, got {len(tensors)}")
     _check_input_shape(tuple(input.shape), plans[0])
     for index, (plan, layer_tensors) in enumerate(zip(plans, tensors, strict=True)):
-        _check_shapes(f"layer {index}: ", plan, layer_tensors, batch=input.shape[1])
+        skipped = sum(skip_sizes(plans)) if plan.skips else 0
+        _check_shapes(f"layer {index}: ", plan, layer_tensors, input.shape[1], skipped)
     dtype = _common_dtype(input, tensors)
     if isinstance(input, PackedSpikes):
         return input.unpack(dtype) if plans[0].feedforward is None else input
@@ -69,34 +77,46 @@ def _check_input_shape(shape: tuple[int, ...], plan: LayerPlan) -> None:
         raise ValueError(f"input must have at least one step and one sample, got shape {shape}")
 
 
-def _check_shapes(where: str, plan: LayerPlan, tensors: LayerTensors, batch: int) -> None:
-    link = plan.feedforward
-    weight_shape = None if link is None else _weight_shape(link.weight_shape, plan)
-    _check_shape(f"{where}weight", tensors.weight, weight_shape)
+def _check_shapes(
+    where: str, plan: LayerPlan, tensors: LayerTensors, batch: int, skipped: int
+) -> None:
+    """`skipped`: number of neurons that a readout hears through skips."""
+    link = None if plan.kind == "max_pool" else plan.feedforward
+    view = None if link is None else link.weight_shape
+    _check_shape(f"{where}weight", tensors.weight, _weight_shape(view, plan, skipped))
     if tensors.bias is not None:
         bias_shape = None if link is None else (link.out_shape[0],)
         _check_shape(f"{where}bias", tensors.bias, bias_shape)
-    view = plan.recurrent_weight_shape
-    recurrent_shape = None if view is None else _weight_shape(view, plan)
-    _check_shape(f"{where}recurrent_weight", tensors.recurrent_weight, recurrent_shape)
+    for name in ("recurrent_weight", "inhibitory_weight"):
+        shape = _weight_shape(getattr(plan, f"{name}_shape"), plan)
+        _check_shape(f"{where}{name}", getattr(tensors, name), shape)
     if tensors.state is not None:
         if not isinstance(tensors.state, LIFState):
             raise TypeError(f"{where}state must be a LIFState, got {type(tensors.state).__name__}")
-        if tensors.state.pending_current is not None and plan.delay == 0:
-            raise ValueError(
-                f"{where}state.pending_current must be None with delay 0, got a tensor"
-            )
-        state_shape = None if plan.kind == "current" else (batch, *plan.features)
+        for name in ("pending_current", "pending_inhibitory"):
+            if getattr(tensors.state, name) is not None and plan.delay == 0:
+                raise ValueError(f"{where}state.{name} must be None with delay 0, got a tensor")
+        for name in ("inhibitory_current", "pending_inhibitory"):
+            if getattr(tensors.state, name) is not None and plan.inhibition is None:
+                raise ValueError(
+                    f"{where}state.{name} must be None without inhibition, got a tensor"
+                )
+        stateless = plan.kind in ("current", "max_pool")
+        state_shape = None if stateless else (batch, *plan.features)
         for name, value in tensors.state._asdict().items():
             if value is not None:
                 _check_shape(f"{where}state.{name}", value, state_shape)
 
 
-def _weight_shape(view: tuple[int, int, int, int], plan: LayerPlan) -> tuple[int, ...]:
-    """Shape of a weight as torch keeps it, from its 4-d view."""
+def _weight_shape(
+    view: tuple[int, int, int, int] | None, plan: LayerPlan, skipped: int = 0
+) -> tuple[int, ...] | None:
+    """Shape of a weight as torch keeps it, from its 4-d view; None where there is none."""
+    if view is None:
+        return None
     out_channels, in_channels, height, width = view
     if len(plan.features) == 1:
-        return (out_channels, in_channels * height * width)
+        return (out_channels, in_channels * height * width + skipped)
     return (out_channels, in_channels, width) if len(plan.features) == 2 else view
 
 
@@ -112,8 +132,9 @@ def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...] | None
 
 
 def _named_tensors(tensors: Sequence[LayerTensors]) -> Iterator[tuple[str, Tensor]]:
-    for index, (weight, bias, recurrent_weight, state) in enumerate(tensors):
-        parameters = {"weight": weight, "bias": bias, "recurrent_weight": recurrent_weight}
+    for index, layer in enumerate(tensors):
+        parameters = layer._asdict()
+        state = parameters.pop("state")
         states = {} if state is None else {f"state.{k}": v for k, v in state._asdict().items()}
         for name, tensor in (parameters | states).items():
             if tensor is not None:

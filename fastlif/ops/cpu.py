@@ -12,6 +12,9 @@ from torch import Tensor
 
 from fastlif import extension
 from fastlif.ops.layout import (
+    FIRST_STATE,
+    GRADS_PER_LAYER,
+    TENSORS_PER_LAYER,
     LayerOutputs,
     Saved,
     StackOutputs,
@@ -19,16 +22,19 @@ from fastlif.ops.layout import (
     kept_dtype,
     per_layer,
 )
-from fastlif.ops.plan import LayerPlan
+from fastlif.ops.plan import LayerPlan, lacking
 from fastlif.spikes import pack_words
 
 BITS, VALUES, CURRENT = range(3)  # kinds of input, as in csrc/engine.h
+SUPPORTED: tuple[str, ...] = ()  # of what `lacking` asks for
 LARGE = 1 << 22  # bytes; below, torch's allocator is as good
 
 
 def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype) -> str:
     """Why these kernels cannot run on a device; "" when they can."""
-    return "" if device.type == "cpu" else f"needs tensors on cpu; the input is on {device}"
+    if device.type != "cpu":
+        return f"needs tensors on cpu; the input is on {device}"
+    return lacking(plans, SUPPORTED)
 
 
 @lru_cache(maxsize=64)
@@ -86,22 +92,17 @@ def _with_contiguous_features(input: Tensor) -> Tensor:
 def _pointers(tensors: Sequence[Tensor]) -> list[Any]:
     """One LayerPointers per layer with the addresses of parameters and initial state."""
     layers = []
-    for weight, bias, recurrent_weight, membrane, current, pending in per_layer(tensors):
+    for own in per_layer(tensors):
         p = extension.load().LayerPointers()
-        p.weight, p.bias = _address(weight), _address(bias)
-        p.recurrent_weight = _address(recurrent_weight)
-        p.membrane0, p.current0, p.pending0 = (
-            _address(membrane),
-            _address(current),
-            _address(pending),
-        )
+        p.weight, p.bias, p.recurrent_weight = map(_address, own[:3])
+        p.membrane0, p.current0, p.pending0 = map(_address, own[FIRST_STATE : FIRST_STATE + 3])
         layers.append(p)
     return layers
 
 
 def forward(
     input: Tensor,  # (time, batch, *features), or int32 words
-    tensors: Sequence[Tensor],  # six per layer, empty where absent
+    tensors: Sequence[Tensor],  # nine per layer, empty where absent
     shapes: StackShapes,
     *,
     exact: bool,
@@ -133,6 +134,8 @@ def forward(
             membrane=_empty(shapes.state(plan), dtype),
             synaptic_current=_empty(shapes.state(plan), dtype),
             pending_current=_empty(shapes.pending(plan), dtype),
+            inhibitory_current=_empty(shapes.inhibitory(plan), dtype),
+            pending_inhibitory=_empty(shapes.pending_inhibitory(plan), dtype),
         )
         p.kept, p.words, p.counts = _address(out.kept), _address(out.words), _address(out.counts)
         p.membrane, p.current = _address(out.membrane), _address(out.synaptic_current)
@@ -168,7 +171,7 @@ def backward(
     shapes: StackShapes,
     *,
     exact: bool,
-    needs: Sequence[bool],  # input, then six per layer
+    needs: Sequence[bool],  # input, then nine per layer
 ) -> list[Tensor]:
     """Gradients of the input and of every tensor, empty where not needed."""
     dtype = shapes.dtype
@@ -191,11 +194,12 @@ def backward(
     pointers = _pointers(tensors)
     for layer, p in enumerate(pointers):
         p.kept, p.words = _address(saved.kept[layer]), _address(saved.words[layer])
-        own = grads[1 + 6 * layer : 7 + 6 * layer]
-        p.grad_weight, p.grad_bias, p.grad_recurrent_weight = (_address(g) for g in own[:3])
-        p.grad_membrane0, p.grad_current0, p.grad_pending0 = (_address(g) for g in own[3:])
-        given = grad_layers[4 * layer : 4 * layer + 4]
-        p.grad_counts, p.grad_membrane, p.grad_current, p.grad_pending = map(_address, given)
+        start = 1 + TENSORS_PER_LAYER * layer
+        own = [_address(grad) for grad in grads[start : start + TENSORS_PER_LAYER]]
+        p.grad_weight, p.grad_bias, p.grad_recurrent_weight = own[:3]
+        p.grad_membrane0, p.grad_current0, p.grad_pending0 = own[FIRST_STATE : FIRST_STATE + 3]
+        given = [_address(grad) for grad in grad_layers[GRADS_PER_LAYER * layer :]]
+        p.grad_counts, p.grad_membrane, p.grad_current, p.grad_pending = given[:4]
     problem = extension.load().Problem(
         plan=_plan(shapes.ints, shapes.floats),
         n_steps=shapes.n_steps,

@@ -1,30 +1,34 @@
 """Shapes and grouping of the tensors that go into and come out of the raw operations.
 
 The raw operations take and return flat lists of tensors, in which an empty tensor stands for an
-absent one: six per layer going in (weight, bias, recurrent weight, initial membrane, synaptic
-current, pending current), six coming out (`LayerOutputs`).
+absent one: nine per layer going in (weight, bias, recurrent weight, inhibitory weight and the five
+initial states of `LIFState`), eight coming out (`LayerOutputs`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from fastlif.ops.plan import LayerPlan, decode
+from fastlif.ops.plan import EMITS_SPIKES, LayerPlan, decode
 from fastlif.spikes import n_words
 
-TENSORS_PER_LAYER = 6
-GRADS_PER_LAYER = 4  # counts, final membrane, synaptic current, pending current
+Item = TypeVar("Item")
+
+TENSORS_PER_LAYER = 9
+FIRST_STATE = 4  # index of the first state among them
+OUTPUTS_PER_LAYER = 8
+GRADS_PER_LAYER = 6  # of counts and the five final states
 
 
-def per_layer(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """The flat list, six tensors of a layer at a time."""
-    for start in range(0, len(tensors), TENSORS_PER_LAYER):
-        yield tensors[start : start + TENSORS_PER_LAYER]
+def per_layer(tensors: Sequence[Item], size: int = TENSORS_PER_LAYER) -> Iterator[Sequence[Item]]:
+    """The flat list, the tensors of a layer at a time."""
+    for start in range(0, len(tensors), size):
+        yield tensors[start : start + size]
 
 
 def kept_dtype(dtype: torch.dtype, exact: bool) -> torch.dtype:
@@ -41,6 +45,8 @@ class LayerOutputs(NamedTuple):
     membrane: Tensor  # (batch, *features), final, as the two below
     synaptic_current: Tensor
     pending_current: Tensor  # only with delay 1
+    inhibitory_current: Tensor  # only with inhibition
+    pending_inhibitory: Tensor  # only with both
 
 
 class Saved(NamedTuple):
@@ -57,7 +63,10 @@ class Saved(NamedTuple):
         return [*self[:3], *self.kept, *self.words]
 
     def spikes_into(self, layer: int, input: Tensor) -> Tensor | None:
-        """Words of the spikes that drove a layer of the stack; None when numbers did."""
+        """Words of the spikes that drove a layer of the stack; None when numbers did.
+
+        Those of a source with inhibition hold its inhibitory neurons too.
+        """
         if layer > 0:
             return self.words[layer - 1]
         if input.dtype == torch.int32:
@@ -93,7 +102,7 @@ class StackOutputs(NamedTuple):
     @staticmethod
     def grouped(flat: Sequence[Tensor]) -> StackOutputs:
         """The inverse of `flat`."""
-        layers = [LayerOutputs(*group) for group in per_layer(flat[4:])]
+        layers = [LayerOutputs(*group) for group in per_layer(flat[4:], OUTPUTS_PER_LAYER)]
         return StackOutputs(flat[0], flat[1], flat[2], flat[3], layers)
 
 
@@ -118,7 +127,7 @@ class StackShapes:
     def output(self) -> tuple[int, ...]:
         """Of the last layer's output."""
         last = self.plans[-1]
-        per_sample = (self.batch, *last.features)
+        per_sample = (self.batch, *last.emitted_features)
         return per_sample if last.kind == "readout_max" else (self.n_steps, *per_sample)
 
     @property
@@ -151,7 +160,7 @@ class StackShapes:
 
     def words(self, plan: LayerPlan) -> tuple[int, ...]:
         """Of the packed spikes."""
-        if plan.kind != "lif":
+        if plan.kind not in EMITS_SPIKES:
             return (0,)
         return (n_words(self.n_steps), self.batch, self.neurons(plan))
 
@@ -161,8 +170,17 @@ class StackShapes:
 
     def state(self, plan: LayerPlan) -> tuple[int, ...]:
         """Of the final membrane and of the final synaptic current."""
-        return (0,) if plan.kind == "current" else (self.batch, *plan.features)
+        stateless = plan.kind in ("current", "max_pool")
+        return (0,) if stateless else (self.batch, *plan.features)
 
     def pending(self, plan: LayerPlan) -> tuple[int, ...]:
         """Of the final pending current."""
         return self.state(plan) if plan.delay else (0,)
+
+    def inhibitory(self, plan: LayerPlan) -> tuple[int, ...]:
+        """Of the final inhibitory current."""
+        return self.state(plan) if plan.inhibition else (0,)
+
+    def pending_inhibitory(self, plan: LayerPlan) -> tuple[int, ...]:
+        """Of the final pending inhibitory current."""
+        return self.pending(plan) if plan.inhibition else (0,)

@@ -10,8 +10,8 @@ operation's schema can carry, and `decode` turns them back.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,9 +19,11 @@ from torch import Tensor
 from fastlif.ops.remember import remembered
 from fastlif.spikes import spatial_shape
 
-KINDS = ("lif", "readout_max", "readout_trace", "current")
+KINDS = ("lif", "readout_max", "readout_trace", "current", "max_pool")
+EMITS_SPIKES = ("lif", "max_pool")  # kinds that another layer can follow
 INTS_PER_LAYER = 28
-FLOATS_PER_LAYER = 5
+FLOATS_PER_LAYER = 9
+MOST_LAYERS_SKIPPED_FROM = 62  # their indices are bits of one number in the encoding
 
 
 class LIFState(NamedTuple):
@@ -30,6 +32,8 @@ class LIFState(NamedTuple):
     membrane: Tensor | None = None  # U[n]
     synaptic_current: Tensor | None = None  # I[n]
     pending_current: Tensor | None = None  # J[n-1], injected at the last step; used when delay = 1
+    inhibitory_current: Tensor | None = None  # H[n], of a layer with inhibition
+    pending_inhibitory: Tensor | None = None  # K[n-1], likewise with delay = 1
 
 
 class LayerTensors(NamedTuple):
@@ -39,10 +43,15 @@ class LayerTensors(NamedTuple):
     bias: Tensor | None = None  # (out channels,)
     recurrent_weight: Tensor | None = None  # (N, N), (C, C, k) or (C, C, kh, kw); row = target
     state: LIFState | None = None
+    inhibitory_weight: Tensor | None = None  # likewise, from the inhibitory neurons of the layer
 
 
 class StackResult(NamedTuple):
-    """Output of the last layer, spike counts of "lif" layers and final state of every layer."""
+    """Output of the last layer, spike counts of "lif" layers and final state of every layer.
+
+    The output of a layer with inhibition is that of its excitatory neurons; its counts and state
+    are those of all of them.
+    """
 
     output: Tensor  # (time, batch, *features), or (batch, *features) for "readout_max"
     spike_counts: tuple[Tensor, ...]  # one per "lif" layer, (batch, *features)
@@ -179,6 +188,35 @@ def as_sizes(name: str, value: int | Sequence[int], length: int) -> tuple[int, .
     return tuple(value)
 
 
+@dataclass(frozen=True)
+class Inhibition:
+    """The inhibitory neurons of a layer that obeys Dale's law, and their synapses (eqs 12 to 19).
+
+    They are the last `channels` channels of the layer; the others are excitatory. Their spikes
+    reach all neurons of the layer, through a current of its own that is subtracted, and nothing
+    outside it. Decays are per step. Raises ValueError when a value is out of range.
+    """
+
+    channels: int
+    kernel: tuple[int, int]  # of their synapses: stride 1, "same" padding; (1, 1) if dense
+    decay_syn: float  # of the inhibitory current of excitatory neurons
+    neuron_decay_mem: float  # of the inhibitory neurons' own membrane
+    neuron_decay_syn: float  # of their excitatory current
+    neuron_decay_inhibitory: float  # of their inhibitory current
+
+    def __post_init__(self) -> None:
+        _check_ints("channels", (self.channels,), 1, 1)
+        _check_ints("kernel", self.kernel, 2, 1)
+        names = ("decay_syn", "neuron_decay_mem", "neuron_decay_syn", "neuron_decay_inhibitory")
+        for name in names:
+            _check_decay(name, getattr(self, name))
+
+
+def _check_decay(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:  # also refuses NaN
+        raise ValueError(f"{name} must be finite, >= 0 and < 1, got {value}")
+
+
 def surrogate_scale(threshold: float, slope: float, *, rescale: bool) -> float:
     """Surrogate derivative at the threshold: 1, or what makes it 1 at rest (U = 0) by eq 29."""
     return (slope * threshold + 1.0) ** 2 if rescale else 1.0
@@ -205,11 +243,12 @@ class LayerPlan:
 
     Kinds: "lif" emits spikes; "readout_max" and "readout_trace" integrate without spikes and give
     the maximum over time of the membrane, or all of it; "current" is a synapse alone, whose output
-    is the injected current J.
+    is the injected current J. "max_pool" has no neurons: it emits a spike where any source in its
+    window does, `feedforward` being the geometry of the windows.
     """
 
     kind: str
-    features: tuple[int, ...]  # shape of one sample and step: (N,), (C, L) or (C, H, W)
+    features: tuple[int, ...]  # all neurons of one sample: (N,), (C, L) or (C, H, W)
     feedforward: Connection | None = None  # None: the input is a current (batch, *features)
     recurrent_kernel: tuple[int, int] | None = None  # stride 1, "same" padding; (1, 1) if dense
     decay_mem: float = 0.0  # exp(-dt / tau_mem), per step
@@ -219,6 +258,8 @@ class LayerPlan:
     surrogate_scale: float = 1.0  # surrogate derivative at the threshold
     detach_reset: bool = True
     delay: int = 0
+    inhibition: Inhibition | None = None  # with it, recurrent synapses come from excitatory neurons
+    skips: tuple[int, ...] = ()  # layers of the stack a readout hears besides the one before it
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -227,9 +268,7 @@ class LayerPlan:
         _check_ints("features", self.features, len(self.features), 1)
         _check_map("features", shape)
         for name in ("decay_mem", "decay_syn"):
-            value = getattr(self, name)
-            if not 0.0 <= value < 1.0:  # also refuses NaN
-                raise ValueError(f"{name} must be finite, >= 0 and < 1, got {value}")
+            _check_decay(name, getattr(self, name))
         for name in ("threshold", "surrogate_slope", "surrogate_scale"):
             value = getattr(self, name)
             if not 0.0 < value < math.inf:
@@ -243,22 +282,57 @@ class LayerPlan:
                 f"features {self.features} must match the connection's out_shape, "
                 f"got {self.feedforward.out_shape}"
             )
-        if self.kind == "current" and self.feedforward is None:
-            raise ValueError("kind 'current' needs a feedforward connection, got None")
+        if self.kind in ("current", "max_pool") and self.feedforward is None:
+            raise ValueError(f"kind {self.kind!r} needs a feedforward connection, got None")
+        if self.kind == "max_pool":
+            self._check_pooling()
         if self.recurrent_kernel is not None:
-            self._check_recurrence(self.recurrent_kernel)
+            self._check_recurrence("recurrent_kernel", self.recurrent_kernel)
+        if self.inhibition is not None:
+            self._check_recurrence("inhibition.kernel", self.inhibition.kernel)
+            if self.inhibition.channels >= shape[0]:
+                raise ValueError(
+                    f"inhibition.channels must leave some of the {shape[0]} channels excitatory, "
+                    f"got {self.inhibition.channels}"
+                )
+        self._check_skips()
 
-    def _check_recurrence(self, kernel: tuple[int, int]) -> None:
+    def _check_pooling(self) -> None:
+        assert self.feedforward is not None
+        link = self.feedforward
+        if link.in_shape[0] != link.out_shape[0]:
+            raise ValueError(
+                f"max_pool must keep the channels, got {link.in_shape[0]} to {link.out_shape[0]}"
+            )
+        if any(2 * p > k for p, k in zip(link.padding, link.kernel, strict=True)):
+            raise ValueError(
+                f"padding of max_pool must be at most half the kernel {link.kernel}, "
+                f"got {link.padding}"
+            )
+
+    def _check_recurrence(self, name: str, kernel: tuple[int, int]) -> None:
         if self.kind != "lif":
-            raise ValueError(f"only a 'lif' layer can be recurrent, got kind {self.kind!r}")
-        _check_ints("recurrent_kernel", kernel, 2, 1)
+            raise ValueError(f"only a 'lif' layer can have {name}, got kind {self.kind!r}")
+        _check_ints(name, kernel, 2, 1)
         if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
-            raise ValueError(f"recurrent_kernel must be odd in both dimensions, got {kernel}")
+            raise ValueError(f"{name} must be odd in both dimensions, got {kernel}")
         flat_dims = 3 - len(self.features)  # (N,): both kernel sizes are 1; (C, L): the first one
         if any(size != 1 for size in kernel[:flat_dims]):
             raise ValueError(
-                f"recurrent_kernel must be 1 along the dimensions that features {self.features} "
+                f"{name} must be 1 along the dimensions that features {self.features} "
                 f"do not have, got {kernel}"
+            )
+
+    def _check_skips(self) -> None:
+        if not self.skips:
+            return
+        if self.kind not in ("readout_max", "readout_trace") or self.feedforward is None:
+            raise ValueError(f"only a readout with synapses can have skips, got {self.kind!r}")
+        most = MOST_LAYERS_SKIPPED_FROM
+        _check_ints("skips", self.skips, len(self.skips), 0)
+        if list(self.skips) != sorted(set(self.skips)) or self.skips[-1] >= most:
+            raise ValueError(
+                f"skips must be ascending layer numbers below {most}, each once, got {self.skips}"
             )
 
     @property
@@ -267,12 +341,29 @@ class LayerPlan:
         return spatial_shape(self.features)
 
     @property
+    def emitted_features(self) -> tuple[int, ...]:
+        """Features of the layer's output: without the inhibitory neurons."""
+        hidden = 0 if self.inhibition is None else self.inhibition.channels
+        return (self.features[0] - hidden, *self.features[1:])
+
+    @property
+    def emitted_shape(self) -> tuple[int, int, int]:
+        """`emitted_features` as (channels, height, width): the input of the next layer."""
+        return spatial_shape(self.emitted_features)
+
+    @property
     def recurrent_weight_shape(self) -> tuple[int, int, int, int] | None:
-        """The 4-d view of the recurrent weight, (C, C, kernel height, kernel width)."""
+        """The 4-d view of the recurrent weight: (C, C or excitatory C, kernel height, width)."""
         if self.recurrent_kernel is None:
             return None
-        channels = self.features[0]
-        return (channels, channels, *self.recurrent_kernel)
+        return (self.features[0], self.emitted_features[0], *self.recurrent_kernel)
+
+    @property
+    def inhibitory_weight_shape(self) -> tuple[int, int, int, int] | None:
+        """The 4-d view of the inhibitory weight: (C, inhibitory C, kernel height, width)."""
+        if self.inhibition is None:
+            return None
+        return (self.features[0], self.inhibition.channels, *self.inhibition.kernel)
 
 
 @remembered
@@ -285,28 +376,58 @@ def check_stack(plans: Sequence[LayerPlan]) -> None:
     """ValueError unless the layers can follow one another."""
     if not plans:
         raise ValueError("plans must hold at least one layer, got none")
+    if plans[0].kind == "max_pool":
+        raise ValueError(
+            "a stack must not begin with a 'max_pool' layer: it pools spikes of a layer"
+        )
+    for index, plan in enumerate(plans):
+        if plan.skips and plan.skips[-1] >= index - 1:
+            raise ValueError(
+                f"skips of layer {index} must be layers before layer {index - 1}, got {plan.skips}"
+            )
     for index, (source, target) in enumerate(zip(plans, plans[1:], strict=False)):
-        if source.kind != "lif":
+        if source.kind not in EMITS_SPIKES:
             raise ValueError(f"layer {index} of kind {source.kind!r} must be the last of its stack")
         if target.feedforward is None:
             raise ValueError(
                 f"layer {index + 1} needs a feedforward connection, got None: "
                 "only the first layer can take a current"
             )
-        if target.feedforward.in_shape != source.shape:
+        if target.feedforward.in_shape != source.emitted_shape:
             raise ValueError(
                 f"layer {index + 1} expects input of shape {target.feedforward.in_shape}, "
-                f"but layer {index} has {source.shape}"
+                f"but layer {index} has {source.emitted_shape}"
             )
 
 
+def skip_sizes(plans: Sequence[LayerPlan]) -> tuple[int, ...]:
+    """Numbers of neurons that the skips of the last layer bring, in the order of `skips`."""
+    return tuple(math.prod(plans[index].emitted_features) for index in plans[-1].skips)
+
+
+def lacking(plans: Sequence[LayerPlan], supported: Collection[str]) -> str:
+    """What of these layers a backend lacks, as the end of a sentence; "" when nothing.
+
+    Backends name what they support of "inhibition", "max_pool" and "skips".
+    """
+    parts = {
+        "inhibition": any(plan.inhibition for plan in plans),
+        "max_pool": any(plan.kind == "max_pool" for plan in plans),
+        "skips": any(plan.skips for plan in plans),
+    }
+    missing = [name for name, used in parts.items() if used and name not in supported]
+    return f"has no kernels for {' and '.join(missing)}" if missing else ""
+
+
 def encode(plans: Sequence[LayerPlan]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Plans as flat tuples: the number of layers and 28 ints a layer; 5 floats a layer.
+    """Plans as flat tuples: the number of layers and 28 ints a layer; 9 floats a layer.
 
     Ints of a layer: kind (index in KINDS), number of feature dimensions, C, H, W; has feedforward,
     in C, H, W, kernel h, w, stride h, w, padding h, w, dilation h, w; is recurrent, recurrent
-    kernel h, w; detach_reset, delay; zeros up to 28.
-    Floats of a layer: decay_mem, decay_syn, threshold, surrogate_slope, surrogate_scale.
+    kernel h, w; detach_reset, delay; inhibitory channels, inhibitory kernel h, w; skips as bits;
+    zeros up to 28.
+    Floats of a layer: decay_mem, decay_syn, threshold, surrogate_slope, surrogate_scale; of the
+    inhibition decay_syn, neuron_decay_mem, neuron_decay_syn, neuron_decay_inhibitory.
     """
     return _encode(tuple(plans))
 
@@ -325,6 +446,9 @@ def _encode(plans: tuple[LayerPlan, ...]) -> tuple[tuple[int, ...], tuple[float,
         recurrent = plan.recurrent_kernel
         code += [0, 0, 0] if recurrent is None else [1, *recurrent]
         code += [int(plan.detach_reset), plan.delay]
+        own = plan.inhibition
+        code += [0, 0, 0] if own is None else [own.channels, *own.kernel]
+        code += [sum(1 << index for index in plan.skips)]
         ints += code + [0] * (INTS_PER_LAYER - len(code))
         floats += [
             plan.decay_mem,
@@ -332,6 +456,7 @@ def _encode(plans: tuple[LayerPlan, ...]) -> tuple[tuple[int, ...], tuple[float,
             plan.threshold,
             plan.surrogate_slope,
             plan.surrogate_scale,
+            *((0.0,) * 4 if own is None else astuple(own)[2:]),
         ]
     return tuple(ints), tuple(float(value) for value in floats)
 
@@ -369,16 +494,18 @@ def _decode_layer(ints: Iterator[int], floats: Iterator[float]) -> LayerPlan:
     link = None
     if has_feedforward:
         link = Connection(in_shape, shape, kernel, stride, padding, dilation)
-    return LayerPlan(
-        kind,
-        features,
-        link,
-        recurrent_kernel if is_recurrent else None,
-        decay_mem=next(floats),
-        decay_syn=next(floats),
-        threshold=next(floats),
-        surrogate_slope=next(floats),
-        surrogate_scale=next(floats),
-        detach_reset=bool(next(ints)),
-        delay=next(ints),
-    )
+    options: dict[str, Any] = {
+        "decay_mem": next(floats),
+        "decay_syn": next(floats),
+        "threshold": next(floats),
+        "surrogate_slope": next(floats),
+        "surrogate_scale": next(floats),
+        "detach_reset": bool(next(ints)),
+        "delay": next(ints),
+    }
+    channels, inhibitory_kernel, skips = next(ints), pair(), next(ints)
+    if channels:
+        decays = (next(floats), next(floats), next(floats), next(floats))
+        options["inhibition"] = Inhibition(channels, inhibitory_kernel, *decays)
+    options["skips"] = tuple(bit for bit in range(skips.bit_length()) if skips >> bit & 1)
+    return LayerPlan(kind, features, link, recurrent_kernel if is_recurrent else None, **options)

@@ -20,8 +20,21 @@ this order:
   through that S[n], with the same surrogate.
 - A readout has the same U and I, no spikes and no reset. Its score is the maximum of U[0 .. T-1];
   the gradient goes to the first step that reaches it, and to no other.
-- Initial state in: (U[0], I[0], J[-1]), zeros by default. Final state out: (U[T], I[T], J[T-1]),
-  the last only with delay = 1.
+- Inhibition (Dale's law, eqs 12 to 19): the last channels of such a layer are inhibitory. All
+  weights are used as they are; V has excitatory sources only, the current H of inhibitory sources
+  is subtracted, and decay_inh is of its own. Decays are those of a neuron's own population.
+
+    K[n]   = V_inh S_inh[n]
+    U[n+1] = (decay_mem U[n] + (1 - decay_mem) (I[n] - H[n])) (1 - S[n])
+    H[n+1] = decay_inh H[n] + K[n]             delay = 0; K[n-1] with delay = 1
+
+  The next layer hears S of the excitatory neurons.
+- Max pooling: S[n] of a window is the maximum of its sources' S[n]; nothing beyond the border
+  counts. The gradient goes to the first source that spikes, to the first of all if none does.
+- A readout with skips adds to J[n] what the spikes of earlier layers cause through its weight's
+  further columns, at the same step n.
+- Initial state in: (U[0], I[0], J[-1], H[0], K[-1]), zeros by default. Final state out: (U[T],
+  I[T], J[T-1], H[T], K[T-1]), J and K only with delay = 1, H and K only with inhibition.
   Spikes emitted: S[0 .. T-1].
 
 Works in the dtype of its tensors, on any device; autograd differentiates it.
@@ -43,7 +56,7 @@ class StackTrace(NamedTuple):
     """A run with what is normally not kept; membranes and spikes are (time, batch, *features)."""
 
     result: StackResult
-    membranes: tuple[Tensor, ...]  # U[0 .. T-1] of every layer but "current"
+    membranes: tuple[Tensor, ...]  # U[0 .. T-1] of every layer but "current" and "max_pool"
     spikes: tuple[Tensor, ...]  # S[0 .. T-1] of every "lif" layer
 
 
@@ -120,18 +133,27 @@ def stack_trace(
     membranes: list[Tensor] = []
     spikes: list[Tensor] = []
     states: list[LIFState] = []
+    heard: list[Tensor] = []  # what each layer emitted
     for plan, layer_tensors in zip(plans, tensors, strict=True):
         if plan.kind == "current":
             signal = torch.stack([_synapse(plan, layer_tensors, x) for x in signal.unbind(0)])
             states.append(LIFState())
             continue
+        if plan.kind == "max_pool":
+            signal = _max_pool(plan, signal)
+            heard.append(signal)
+            states.append(LIFState())
+            continue
         replay = next(forced) if forced is not None and plan.kind == "lif" else None
+        for index in plan.skips:
+            signal = torch.cat((signal.flatten(2), heard[index].flatten(2)), dim=2)
         trace, emitted, state = _scan(plan, layer_tensors, signal, replay, spiking)
         membranes.append(trace)
         states.append(state)
         if plan.kind == "lif":
             spikes.append(emitted)
-            signal = emitted
+            signal = emitted[:, :, : plan.emitted_features[0]]
+            heard.append(signal)
         elif plan.kind == "readout_max":
             first_maximum = trace.detach().argmax(0, keepdim=True)
             signal = trace.gather(0, first_maximum).squeeze(0)
@@ -147,7 +169,10 @@ def _scan(
     """One layer over all steps: U[0 .. T-1], S[0 .. T-1] and the final state."""
     silent = signal.new_zeros(signal.shape[1], *plan.features)
     state = tensors.state or LIFState()
-    membrane, current, pending = (silent if x is None else x for x in state)
+    membrane, current, pending, inhibitory, pending_inhibitory = (
+        silent if x is None else x for x in state
+    )
+    decay_mem, decay_syn, decay_inhibitory = _decays(plan, signal)
     membranes, emitted = [], []
     forced = [None] * len(signal) if replay is None else replay.detach().unbind(0)
     for spikes_in, forced_spikes in zip(signal.unbind(0), forced, strict=True):
@@ -160,18 +185,54 @@ def _scan(
         membranes.append(membrane)
         emitted.append(spikes)
 
+        excitatory = spikes[:, : plan.emitted_features[0]]
         injected = _synapse(plan, tensors, spikes_in)
         if tensors.recurrent_weight is not None:
-            injected = injected + _recurrence(plan, tensors.recurrent_weight, spikes)
+            injected = injected + _recurrence(plan, tensors.recurrent_weight, excitatory)
         arriving = injected if plan.delay == 0 else pending
+        net_current = current
+        if tensors.inhibitory_weight is not None:
+            net_current = current - inhibitory
+            own = spikes[:, plan.emitted_features[0] :]
+            injected_inhibitory = _inhibition(plan, tensors.inhibitory_weight, own)
+            arriving_inhibitory = injected_inhibitory if plan.delay == 0 else pending_inhibitory
+            inhibitory = decay_inhibitory * inhibitory + arriving_inhibitory
+            pending_inhibitory = injected_inhibitory
 
         reset = spikes.detach() if plan.detach_reset else spikes
         stays = 1.0 - reset if spiking else 1.0
-        membrane = (plan.decay_mem * membrane + (1.0 - plan.decay_mem) * current) * stays
-        current = plan.decay_syn * current + arriving
+        membrane = (decay_mem * membrane + (1.0 - decay_mem) * net_current) * stays
+        current = decay_syn * current + arriving
         pending = injected
-    last = LIFState(membrane, current, pending if plan.delay else None)
+    last = LIFState(
+        membrane,
+        current,
+        pending if plan.delay else None,
+        inhibitory if plan.inhibition else None,
+        pending_inhibitory if plan.delay and plan.inhibition else None,
+    )
     return torch.stack(membranes), torch.stack(emitted), last
+
+
+def _decays(plan: LayerPlan, like: Tensor) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+    """decay_mem, decay_syn and decay_inh; with inhibition per channel, (channels, 1, ...)."""
+    own = plan.inhibition
+    if own is None:
+        return plan.decay_mem, plan.decay_syn, 0.0
+    pairs = (
+        (plan.decay_mem, own.neuron_decay_mem),
+        (plan.decay_syn, own.neuron_decay_syn),
+        (own.decay_syn, own.neuron_decay_inhibitory),
+    )
+    n_excitatory = plan.emitted_features[0]
+    shape = (-1, *(1 for _ in plan.features[1:]))
+
+    def per_channel(excitatory: float, inhibitory: float) -> Tensor:
+        values = [excitatory] * n_excitatory + [inhibitory] * own.channels
+        return like.new_tensor(values).reshape(shape)
+
+    mem, syn, inhibitory = (per_channel(*pair) for pair in pairs)
+    return mem, syn, inhibitory
 
 
 def _synapse(plan: LayerPlan, tensors: LayerTensors, signal: Tensor) -> Tensor:
@@ -180,6 +241,8 @@ def _synapse(plan: LayerPlan, tensors: LayerTensors, signal: Tensor) -> Tensor:
     if link is None:
         return signal
     assert tensors.weight is not None
+    if plan.skips:  # several sources, flattened one behind the other
+        return F.linear(signal, tensors.weight, tensors.bias)
     current = F.conv2d(
         signal.reshape(-1, *link.in_shape),
         tensors.weight.reshape(link.weight_shape),
@@ -191,13 +254,32 @@ def _synapse(plan: LayerPlan, tensors: LayerTensors, signal: Tensor) -> Tensor:
     return current.reshape(-1, *plan.features)
 
 
+def _max_pool(plan: LayerPlan, signal: Tensor) -> Tensor:
+    """The maximum of every window, (time, batch, *features)."""
+    link = plan.feedforward
+    assert link is not None
+    pooled = F.max_pool2d(
+        signal.reshape(-1, *link.in_shape), link.kernel, link.stride, link.padding, link.dilation
+    )
+    return pooled.reshape(*signal.shape[:2], *plan.features)
+
+
 def _recurrence(plan: LayerPlan, weight: Tensor, spikes: Tensor) -> Tensor:
-    """V S[n], (batch, *features)."""
+    """V S[n], (batch, *features), of the layer's excitatory (if it has no others, all) neurons."""
     assert plan.recurrent_kernel is not None and plan.recurrent_weight_shape is not None
-    height, width = plan.recurrent_kernel
+    return _same(plan, weight.reshape(plan.recurrent_weight_shape), spikes)
+
+
+def _inhibition(plan: LayerPlan, weight: Tensor, spikes: Tensor) -> Tensor:
+    """V_inh S_inh[n], (batch, *features)."""
+    assert plan.inhibitory_weight_shape is not None
+    return _same(plan, weight.reshape(plan.inhibitory_weight_shape), spikes)
+
+
+def _same(plan: LayerPlan, weight: Tensor, spikes: Tensor) -> Tensor:
+    """A convolution with stride 1 and "same" padding; weight (out, in, height, width)."""
+    _, in_channels, height, width = weight.shape
     current = F.conv2d(
-        spikes.reshape(-1, *plan.shape),
-        weight.reshape(plan.recurrent_weight_shape),
-        padding=(height // 2, width // 2),
+        spikes.reshape(-1, in_channels, *plan.shape[1:]), weight, padding=(height // 2, width // 2)
     )
     return current.reshape(-1, *plan.features)

@@ -18,7 +18,7 @@ from fastlif.ops import autocast
 from fastlif.ops.engines import AUTO, chosen, steps_outermost
 from fastlif.ops.layout import (
     GRADS_PER_LAYER,
-    TENSORS_PER_LAYER,
+    OUTPUTS_PER_LAYER,
     LayerOutputs,
     Saved,
     StackOutputs,
@@ -125,6 +125,8 @@ def _forward_fake(
             empty(shapes.state(plan)),
             empty(shapes.state(plan)),
             empty(shapes.pending(plan)),
+            empty(shapes.inhibitory(plan)),
+            empty(shapes.pending_inhibitory(plan)),
         )
         for plan in shapes.plans
     ]
@@ -201,8 +203,8 @@ class _Stack(torch.autograd.Function):
 
         grad_layers = [
             present(grads[start + offset])
-            for start in range(4, len(grads), TENSORS_PER_LAYER)
-            for offset in range(TENSORS_PER_LAYER - GRADS_PER_LAYER, TENSORS_PER_LAYER)
+            for start in range(4, len(grads), OUTPUTS_PER_LAYER)
+            for offset in range(OUTPUTS_PER_LAYER - GRADS_PER_LAYER, OUTPUTS_PER_LAYER)
         ]
         needs = list(ctx.needs_input_grad[2:])
         with autocast.off(input.device):  # backward may be called inside the context too
@@ -226,7 +228,7 @@ def run_stack(
     Raises ValueError when no kernels serve that device, RuntimeError when they are not built.
     """
     flat_input = input.words if isinstance(input, PackedSpikes) else input
-    flat = [t for layer in tensors for t in _flat_tensors(layer, flat_input)]
+    flat = [t for layer in tensors for t in flat_tensors(layer, flat_input)]
     dtype = _dtype(input, tensors)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (flat_input, *flat))
     shape = tuple(input.shape)
@@ -237,26 +239,35 @@ def run_stack(
         for layer, plan in zip(outputs.layers, plans, strict=True)
         if plan.kind == "lif"
     )
-    states = tuple(
-        LIFState()
-        if plan.kind == "current"
-        else LIFState(
-            layer.membrane, layer.synaptic_current, layer.pending_current if plan.delay else None
-        )
-        for layer, plan in zip(outputs.layers, plans, strict=True)
-    )
+    states = tuple(_state(layer, plan) for layer, plan in zip(outputs.layers, plans, strict=True))
     return StackResult(outputs.output, counts, states)
 
 
-def _flat_tensors(layer: LayerTensors, like: Tensor) -> list[Tensor]:
+def _state(layer: LayerOutputs, plan: LayerPlan) -> LIFState:
+    if plan.kind in ("current", "max_pool"):
+        return LIFState()
+    has_inhibition = plan.inhibition is not None
+    return LIFState(
+        layer.membrane,
+        layer.synaptic_current,
+        layer.pending_current if plan.delay else None,
+        layer.inhibitory_current if has_inhibition else None,
+        layer.pending_inhibitory if has_inhibition and plan.delay else None,
+    )
+
+
+def flat_tensors(layer: LayerTensors, like: Tensor) -> list[Tensor]:
+    """A layer's tensors as the raw operations take them; `like` is on their device."""
     state = layer.state or LIFState()
-    tensors = (layer.weight, layer.bias, layer.recurrent_weight, *state)
+    weights = (layer.weight, layer.bias, layer.recurrent_weight, layer.inhibitory_weight)
+    tensors = (*weights, *state)
     return [like.new_empty(0, dtype=torch.float32) if t is None else t for t in tensors]
 
 
 def _dtype(input: Tensor | PackedSpikes, tensors: Sequence[LayerTensors]) -> torch.dtype:
     for layer in tensors:
-        for tensor in (layer.weight, layer.recurrent_weight, *(layer.state or ())):
+        weights = (layer.weight, layer.recurrent_weight, layer.inhibitory_weight)
+        for tensor in (*weights, *(layer.state or ())):
             if tensor is not None:
                 return tensor.dtype
     return input.dtype if isinstance(input, Tensor) else torch.get_default_dtype()

@@ -17,7 +17,9 @@ from fastlif.ops.cuda import stack_forward
 from fastlif.ops.cuda.call import Call, device_shared_bytes, misfit, on_device, unusable
 from fastlif.ops.cuda.stack_backward import Backward
 from fastlif.ops.layout import Saved, StackOutputs, StackShapes
-from fastlif.ops.plan import LayerPlan, encode
+from fastlif.ops.plan import LayerPlan, encode, lacking
+
+SUPPORTED: tuple[str, ...] = ()  # of what `lacking` asks for
 
 
 def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype) -> str:
@@ -29,6 +31,8 @@ def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype)
     index = device.index or 0
     if unusable(index):
         return f"cannot use this GPU: {unusable(index)}"
+    if lacking(plans, SUPPORTED):
+        return lacking(plans, SUPPORTED)
     ints, floats = encode(plans)
     shared_bytes = device_shared_bytes(index)
     return misfit(extension.load(extension.CUDA), ints, floats, dtype, shared_bytes)
@@ -36,7 +40,7 @@ def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype)
 
 def forward(
     input: Tensor,  # (time, batch, *features), or int32 words
-    tensors: Sequence[Tensor],  # six per layer, empty where absent
+    tensors: Sequence[Tensor],  # nine per layer, empty where absent
     shapes: StackShapes,
     *,
     exact: bool,
@@ -58,7 +62,7 @@ def backward(
     shapes: StackShapes,
     *,
     exact: bool,
-    needs: Sequence[bool],  # input, then six per layer
+    needs: Sequence[bool],  # input, then nine per layer
     kernels: ModuleType | None = None,
 ) -> list[Tensor]:
     """Gradients of the input and of every tensor, empty where not needed."""

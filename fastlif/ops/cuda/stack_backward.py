@@ -9,7 +9,13 @@ from torch import Tensor
 
 from fastlif.ops import dense
 from fastlif.ops.cuda.call import BACKWARD_ORDER, Call, address, packed
-from fastlif.ops.layout import GRADS_PER_LAYER, TENSORS_PER_LAYER, Saved, per_layer
+from fastlif.ops.layout import (
+    FIRST_STATE,
+    GRADS_PER_LAYER,
+    TENSORS_PER_LAYER,
+    Saved,
+    per_layer,
+)
 
 
 class Backward:
@@ -33,7 +39,7 @@ class Backward:
         self.tensors = list(per_layer([t.contiguous() for t in tensors]))
         self.saved = saved
         self.needs_input = needs[0]
-        self.needs = list(per_layer(needs[1:]))  # type: ignore[arg-type]
+        self.needs = list(per_layer(needs[1:]))
         self.reduced = dense.reduced_products_allowed(call.shapes.dtype)
         shapes = (t.shape for t in tensors)
         self.grads = [
@@ -95,8 +101,8 @@ class Backward:
         if plan.kind == "readout_max":
             p.grad_score, p.best_step = address(self.grad_output), address(self.saved.best_step)
         given = self.grad_layers[GRADS_PER_LAYER * index : GRADS_PER_LAYER * (index + 1)]
-        p.grad_counts, p.grad_membrane, p.grad_current, p.grad_pending = map(address, given)
-        states = self.grads[TENSORS_PER_LAYER * index + 3 : TENSORS_PER_LAYER * (index + 1)]
+        p.grad_counts, p.grad_membrane, p.grad_current, p.grad_pending = map(address, given[:4])
+        states = self.grads[TENSORS_PER_LAYER * index + FIRST_STATE :][:3]
         p.grad_membrane0, p.grad_current0, p.grad_pending0 = map(address, states)
         p.grad_injected = injected.data_ptr()
         return p

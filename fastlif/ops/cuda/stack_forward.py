@@ -10,7 +10,13 @@ from torch import Tensor
 
 from fastlif.ops import dense
 from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, packed
-from fastlif.ops.layout import LayerOutputs, StackOutputs, kept_dtype
+from fastlif.ops.layout import (
+    FIRST_STATE,
+    TENSORS_PER_LAYER,
+    LayerOutputs,
+    StackOutputs,
+    kept_dtype,
+)
 from fastlif.ops.plan import LayerPlan
 
 
@@ -59,7 +65,7 @@ def run(call: Call, input: Tensor, tensors: list[Tensor], keep: bool) -> StackOu
     for start, end in segments:
         alive: list[Tensor] = []  # until they are queued
         pointers = [
-            _pointers(call, plans[i], tensors[6 * i : 6 * i + 6], layers[i], alive)
+            _pointers(call, plans[i], tensors[TENSORS_PER_LAYER * i :], layers[i], alive)
             for i in range(start, end)
         ]
         if end == len(plans) and plans[-1].kind != "lif":
@@ -91,6 +97,8 @@ def _outputs(call: Call, plan: LayerPlan, keep: bool, keep_words: bool) -> Layer
         membrane=call.empty(shapes.state(plan)),
         synaptic_current=call.empty(shapes.state(plan)),
         pending_current=call.empty(shapes.pending(plan)),
+        inhibitory_current=call.empty(shapes.inhibitory(plan)),
+        pending_inhibitory=call.empty(shapes.pending_inhibitory(plan)),
     )
 
 
@@ -120,7 +128,8 @@ def _launch(
 def _pointers(
     call: Call, plan: LayerPlan, tensors: Sequence[Tensor], out: LayerOutputs, alive: list[Tensor]
 ) -> Any:
-    weight, bias, recurrent_weight, membrane, current, pending = tensors
+    weight, bias, recurrent_weight = tensors[:3]
+    membrane, current, pending = tensors[FIRST_STATE : FIRST_STATE + 3]
     p = call.kernels.ForwardLayer()
     if plan.feedforward is not None:
         weight = packed(weight, plan.feedforward.weight_shape, FORWARD_ORDER)
@@ -130,5 +139,5 @@ def _pointers(
     p.weight, p.bias, p.recurrent_weight = map(address, (weight, bias, recurrent_weight))
     p.membrane0, p.current0, p.pending0 = map(address, (membrane, current, pending))
     p.kept, p.words, p.counts = map(address, out[:3])
-    p.membrane, p.current, p.pending = map(address, out[3:])
+    p.membrane, p.current, p.pending = map(address, out[3:6])
     return p

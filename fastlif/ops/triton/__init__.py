@@ -15,24 +15,27 @@ import torch
 from torch import Tensor
 
 from fastlif.ops.layout import Saved, StackOutputs, StackShapes
+from fastlif.ops.plan import LayerPlan, lacking
+
+SUPPORTED: tuple[str, ...] = ()  # of what `lacking` asks for
 
 
-def reason(device: torch.device) -> str:
+def reason(device: torch.device, plans: Sequence[LayerPlan] = ()) -> str:
     """Why these kernels cannot run on a device, as the end of a sentence; "" when they can."""
     if find_spec("triton") is None:
         return "needs the package triton, which is not installed"
     from fastlif.ops.triton.launch import is_interpreted
 
     if device.type == "cpu" and is_interpreted():
-        return ""
+        return lacking(plans, SUPPORTED)
     if device.type != "cuda":
         return f"needs a GPU; the input is on {device}"
-    return ""
+    return lacking(plans, SUPPORTED)
 
 
 def forward(
     input: Tensor,  # (time, batch, *features), or int32 words
-    tensors: Sequence[Tensor],  # six per layer, empty where absent
+    tensors: Sequence[Tensor],  # nine per layer, empty where absent
     shapes: StackShapes,
     *,
     exact: bool,
@@ -54,7 +57,7 @@ def backward(
     shapes: StackShapes,
     *,
     exact: bool,
-    needs: Sequence[bool],  # input, then six per layer
+    needs: Sequence[bool],  # input, then nine per layer
 ) -> list[Tensor]:
     """Gradients of the input and of every tensor, empty where not needed."""
     from fastlif.ops.triton import products, stack_backward

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastlif.ops import dense
 from fastlif.ops.layout import (
+    FIRST_STATE,
     GRADS_PER_LAYER,
     TENSORS_PER_LAYER,
     Saved,
@@ -33,7 +34,7 @@ def run(
     saved: Saved,
     shapes: StackShapes,
     *,
-    needs: Sequence[bool],  # input, then six per layer
+    needs: Sequence[bool],  # input, then nine per layer
 ) -> list[Tensor]:
     """Gradients of the input and of every tensor, empty where not needed."""
     return _Backward(grad_output, grad_layers, input, tensors, saved, shapes, needs).run()
@@ -99,10 +100,10 @@ class _Backward:
             launch.constants(plan, self.shapes.dtype, self.input.device),
             self.shapes.n_steps,
             grad_counts=given[0],
-            grad_final=given[1:],
+            grad_final=given[1:4],
             kept=self.saved.kept[index],
             words=self.saved.words[index],
-            grad_initial=[launch.present(grad) for grad in self.grads[start + 3 : start + 6]],
+            grad_initial=[launch.present(grad) for grad in self.grads[start + FIRST_STATE :][:3]],
             grad_injected=self._empty(shape) if reusable is None else reusable,
         )
         if plan.kind != "lif":

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from fastlif.ops import dense
-from fastlif.ops.layout import LayerOutputs, StackOutputs, StackShapes, kept_dtype, per_layer
+from fastlif.ops.layout import (
+    FIRST_STATE,
+    LayerOutputs,
+    StackOutputs,
+    StackShapes,
+    kept_dtype,
+    per_layer,
+)
 from fastlif.ops.plan import Connection, LayerPlan, LIFState
 from fastlif.ops.triton import launch, pack, pairs, recurrent, scan, synapse
 from fastlif.ops.triton.products import recurrent_product, unpacked, window_steps
@@ -18,7 +25,7 @@ Current = Callable[[int, int], Tensor]  # flat J, without the recurrent part, of
 
 def run(
     input: Tensor,  # (time, batch, *features), or int32 words
-    tensors: Sequence[Tensor],  # six per layer, empty where absent
+    tensors: Sequence[Tensor],  # nine per layer, empty where absent
     shapes: StackShapes,
     *,
     exact: bool,
@@ -81,6 +88,8 @@ def _outputs(
         membrane=empty(shapes.state(plan)),
         synaptic_current=empty(shapes.state(plan)),
         pending_current=empty(shapes.pending(plan)),
+        inhibitory_current=empty(shapes.inhibitory(plan)),
+        pending_inhibitory=empty(shapes.pending_inhibitory(plan)),
     )
 
 
@@ -149,7 +158,7 @@ def _layer(
     neurons = scan.Neurons(
         plan,
         launch.constants(plan, shapes.dtype, output.device),
-        LIFState(*(launch.present(t.contiguous()) for t in tensors[3:6])),
+        LIFState(*(launch.present(t.contiguous()) for t in tensors[FIRST_STATE:][:3])),
         out,
         output.new_empty((3, shapes.batch, shapes.neurons(plan))),
         n_steps,
