@@ -44,7 +44,7 @@ def network_plans(model: Sequential, input: PackedSpikes) -> tuple[LayerPlan, ..
     plans, features = [], input.features
     for layer in model:
         plans.append(layer.plan(features, input.n_steps))
-        features = plans[-1].features
+        features = plans[-1].emitted_features
     return tuple(plans)
 
 
@@ -55,7 +55,7 @@ def check(case: Case, model: Sequential, input: PackedSpikes) -> CheckResult:
     """
     spikes = input[:SAMPLES].unpack(torch.float64)[:STEPS]
     plans = network_plans(model, input)
-    parameters = tuple((layer.weight, layer.bias, layer.recurrent_weight) for layer in model)
+    parameters = tuple(layer.tensors() for layer in model)
     comparison = replay(Stack(plans, parameters, spikes), torch.float32, state=False)
     gradient_error, gradient_name = comparison.worst
     result = CheckResult(

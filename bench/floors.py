@@ -8,6 +8,7 @@ Counted per sample and step, for exact backpropagation through time:
   of every layer that is fed by spiking neurons, recurrent synapses among them. The input data needs
   none. The readout's needs none either: its units share their decays and their gradient enters at
   one step per class, so what they send back to a neuron is one more pair of leaky sums;
+- max pooling takes nothing, and the spikes of a window are counted as if none were at one step;
 - a neuron takes FORWARD_OPERATIONS and BACKWARD_OPERATIONS;
 - a spiking neuron's U - threshold (16 bits) and spike (1 bit) are written once and read once, the
   bits of the input are read twice.
@@ -71,22 +72,29 @@ def count_work(
     first = plans[0].feedforward
     assert first is not None
     n_bytes = 2 * math.prod(first.in_shape) / 8
+    own_densities = iter(densities)
+    density = next(own_densities)  # of the input of the layer
     for index, plan in enumerate(plans):
         link = plan.feedforward
         assert link is not None
         size = math.prod(plan.features)
+        if plan.kind == "max_pool":
+            density = min(1.0, density * math.prod(link.kernel))
+            continue
         synapses = size * link.fan_in
-        deliveries += 2 * densities[index] * synapses
+        deliveries += 2 * density * synapses
         neurons += size * (FORWARD_OPERATIONS + BACKWARD_OPERATIONS)
         if plan.kind != "lif":
             continue
         n_bytes += 2 * KEPT_BYTES * size
         if index > 0:
             dense += synapses
-        if plan.recurrent_weight_shape is not None:
-            own_synapses = size * math.prod(plan.recurrent_weight_shape[1:])
-            deliveries += 2 * densities[index + 1] * own_synapses
-            dense += own_synapses
+        density = next(own_densities)
+        for shape in (plan.recurrent_weight_shape, plan.inhibitory_weight_shape):
+            if shape is not None:
+                own_synapses = size * math.prod(shape[1:])
+                deliveries += 2 * density * own_synapses
+                dense += own_synapses
     steps = batch * n_steps
     return Work(deliveries * steps, dense * steps, neurons * steps, n_bytes * steps)
 

@@ -9,15 +9,15 @@ once, and `lerp` and `add(alpha=)` take the place of several elementwise operati
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlif import LIFConv1d, LIFLinear, LIReadout, Sequential
+from fastlif import LIReadout, Sequential
+from fastlif.ops import LayerPlan
 
 
 class SurrogateSpike(torch.autograd.Function):
@@ -46,55 +46,90 @@ class LoopNetwork(nn.Module):
 
     def forward(self, spikes: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Scores (batch, classes) and spike counts of spikes (time, batch, *features)."""
-        steps: Sequence[Tensor] = spikes.unbind(0)
-        counts = []
+        counts: list[Tensor] = []
         for layer in self.layers:
+            plan = layer.plan(tuple(spikes.shape[2:]), len(spikes))
             if isinstance(layer, LIReadout):
-                return _readout(layer, _currents(layer, spikes, steps)), counts
-            steps = _spikes(layer, _currents(layer, spikes, steps))
-            spikes = torch.stack(steps)
+                return _readout(plan, layer, self.currents(plan, layer, spikes)), counts
+            if plan.kind == "max_pool":
+                spikes = torch.stack([_pooled(plan, step) for step in spikes.unbind(0)])
+                continue
+            spikes = torch.stack(_spikes(plan, layer, self.currents(plan, layer, spikes)))
             counts.append(spikes.sum(0))
+            spikes = spikes[:, :, : plan.emitted_features[0]]
         raise ValueError("the last layer of the network must be a readout")
 
+    def currents(self, plan: LayerPlan, layer: nn.Module, spikes: Tensor) -> Iterable[Tensor]:
+        """Feed-forward current of every step."""
+        if len(plan.features) == 1:
+            return F.linear(spikes.flatten(2), layer.weight, layer.bias).unbind(0)
+        return (convolved(plan, layer, step) for step in spikes.unbind(0))
 
-def _currents(layer: nn.Module, spikes: Tensor, steps: Sequence[Tensor]) -> Iterable[Tensor]:
-    """Feed-forward current of every step; the spikes come stacked and one by one."""
-    if isinstance(layer, LIFConv1d):
-        return (F.conv1d(s, layer.weight, layer.bias, layer.stride, layer.padding) for s in steps)
-    return F.linear(spikes.flatten(2), layer.weight, layer.bias).unbind(0)
+
+def convolved(plan: LayerPlan, layer: nn.Module, spikes: Tensor) -> Tensor:
+    """The convolution of a layer, of spikes (batch, *features)."""
+    convolve = F.conv1d if len(plan.features) == 2 else F.conv2d
+    link, n = plan.feedforward, len(plan.features) - 1
+    return convolve(spikes, layer.weight, layer.bias, link.stride[-n:], link.padding[-n:])
 
 
-def _spikes(layer: LIFConv1d | LIFLinear, currents: Iterable[Tensor]) -> list[Tensor]:
+def _pooled(plan: LayerPlan, spikes: Tensor) -> Tensor:
+    link = plan.feedforward
+    return F.max_pool2d(spikes, link.kernel, link.stride, link.padding)
+
+
+def _spikes(plan: LayerPlan, layer: nn.Module, currents: Iterable[Tensor]) -> list[Tensor]:
     """Spikes of all steps, (batch, *features) each."""
-    decay_mem, decay_syn = _decays(layer.tau_mem, layer.tau_syn, layer.dt)
-    recurrence = _recurrence(layer)
-    membrane = synaptic_current = None
+    decay_mem, decay_syn, decay_inhibitory = _decays(plan, layer.weight)
+    n_excitatory = plan.emitted_features[0]
+    has_inhibition = plan.inhibition is not None
+    membrane = synaptic_current = inhibitory_current = None
     emitted = []
     for injected in currents:
         if membrane is None:
-            membrane = synaptic_current = torch.zeros_like(injected)
-        spikes = SurrogateSpike.apply(membrane - layer.threshold, layer.surrogate_slope)
+            membrane = synaptic_current = inhibitory_current = torch.zeros_like(injected)
+        spikes = SurrogateSpike.apply(membrane - plan.threshold, plan.surrogate_slope)
         emitted.append(spikes)
-        if recurrence is not None:
-            injected = injected + recurrence(spikes)
-        membrane = torch.lerp(synaptic_current, membrane, decay_mem) * (1.0 - spikes.detach())
-        synaptic_current = torch.add(injected, synaptic_current, alpha=decay_syn)
+        if layer.recurrent_weight is not None:
+            injected = injected + _lateral(layer.recurrent_weight, spikes[:, :n_excitatory])
+        net = synaptic_current - inhibitory_current if has_inhibition else synaptic_current
+        membrane = torch.lerp(net, membrane, decay_mem) * (1.0 - spikes.detach())
+        if has_inhibition:
+            own = _lateral(layer.inhibitory_weight, spikes[:, n_excitatory:])
+            inhibitory_current = torch.addcmul(own, inhibitory_current, decay_inhibitory)
+            synaptic_current = torch.addcmul(injected, synaptic_current, decay_syn)
+        else:
+            synaptic_current = torch.add(injected, synaptic_current, alpha=decay_syn)
     return emitted
 
 
-def _recurrence(layer: LIFConv1d | LIFLinear) -> Callable[[Tensor], Tensor] | None:
-    weight = layer.recurrent_weight
-    if weight is None:
-        return None
-    if isinstance(layer, LIFLinear):
-        return lambda spikes: F.linear(spikes, weight)
-    return lambda spikes: F.conv1d(spikes, weight, padding=weight.shape[-1] // 2)
+def _decays(plan: LayerPlan, like: Tensor) -> tuple[Any, Any, Any]:
+    """decay_mem, decay_syn and the inhibitory current's; per neuron where populations differ."""
+    own = plan.inhibition
+    if own is None:
+        return plan.decay_mem, plan.decay_syn, 0.0
+    is_inhibitory = torch.arange(plan.features[0]) >= plan.emitted_features[0]
+    is_inhibitory = is_inhibitory.reshape(-1, *(1 for _ in plan.features[1:]))
+
+    def choose(excitatory: float, inhibitory: float) -> Tensor:
+        return torch.where(is_inhibitory, inhibitory, excitatory).to(like.dtype)
+
+    return (
+        choose(plan.decay_mem, own.neuron_decay_mem),
+        choose(plan.decay_syn, own.neuron_decay_syn),
+        choose(own.decay_syn, own.neuron_decay_inhibitory),
+    )
 
 
-def _readout(layer: LIReadout, currents: Iterable[Tensor]) -> Tensor:
+def _lateral(weight: Tensor, spikes: Tensor) -> Tensor:
+    """Current of synapses inside a layer."""
+    if weight.dim() == 2:
+        return F.linear(spikes, weight)
+    return F.conv1d(spikes, weight, padding=weight.shape[-1] // 2)
+
+
+def _readout(plan: LayerPlan, layer: LIReadout, currents: Iterable[Tensor]) -> Tensor:
     """Maximum over time of the readout's membranes, (batch, classes)."""
-    assert layer.tau_mem is not None  # the presets state it
-    decay_mem, decay_syn = _decays(layer.tau_mem, layer.tau_syn, layer.dt)
     membrane = synaptic_current = None
     membranes = []
     for injected in currents:
@@ -102,10 +137,6 @@ def _readout(layer: LIReadout, currents: Iterable[Tensor]) -> Tensor:
             membrane = torch.full_like(injected, layer.initial_membrane)
             synaptic_current = torch.zeros_like(injected)
         membranes.append(membrane)
-        membrane = torch.lerp(synaptic_current, membrane, decay_mem)
-        synaptic_current = torch.add(injected, synaptic_current, alpha=decay_syn)
+        membrane = torch.lerp(synaptic_current, membrane, plan.decay_mem)
+        synaptic_current = torch.add(injected, synaptic_current, alpha=plan.decay_syn)
     return torch.stack(membranes).max(0).values
-
-
-def _decays(tau_mem: float, tau_syn: float, dt: float) -> tuple[float, float]:
-    return math.exp(-dt / tau_mem), math.exp(-dt / tau_syn)

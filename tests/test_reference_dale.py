@@ -105,8 +105,10 @@ def test_cases_fire_and_their_plans_survive_encoding(case):
     assert decode(*encode(stack.plans)) == stack.plans
     stack = build(case)
     tensors = layer_tensors(stack, torch.float64, torch.float64, state=True)
-    trace = stack_trace(stack.input, stack.plans, tensors)
-    for plan, spikes in zip((p for p in stack.plans if p.kind == "lif"), trace.spikes, strict=True):
+    with torch.no_grad():
+        trace = stack_trace(stack.input, stack.plans, tensors)
+    spiking = [plan for plan in stack.plans if plan.kind == "lif"]
+    for plan, spikes in zip(spiking, trace.spikes, strict=True):
         assert 0.01 < float(spikes.mean()) < 0.5
         if plan.inhibition:
             assert float(spikes[:, :, -plan.inhibition.channels :].mean()) > 0.005

@@ -16,7 +16,7 @@ from bench.gpu.model import (
     scan_forward,
 )
 from fastlif.layers.base import decay_per_step
-from fastlif.ops import LayerPlan
+from fastlif.ops import LayerPlan, LayerTensors
 from fastlif.ops.plan import surrogate_scale
 from tests.cases import Stack
 
@@ -46,7 +46,7 @@ class StepCase:
         features = self.case.network.input_features()
         for layer in self.case.build():
             plans.append(layer.plan(features, self.case.n_steps))
-            features = plans[-1].features
+            features = plans[-1].emitted_features
         return tuple(plans)
 
     def quick(self) -> StepCase:
@@ -102,7 +102,7 @@ class LayerCase:
         if self.recurrent:
             weight = torch.randn(self.neurons, self.neurons, generator=generator)
             weight *= 0.5 / self.neurons**0.5
-        return Stack((plan,), ((None, None, weight),), current)
+        return Stack((plan,), (LayerTensors(recurrent_weight=weight),), current)
 
     def predictions(self, density: float, backend: str, tf32: bool) -> dict[str, list[Estimate]]:
         """Kernels of both directions; `density` is the spikes per neuron and step."""

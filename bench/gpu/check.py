@@ -121,7 +121,7 @@ def check_network(
 ) -> DeviceCheck:
     """`check_stack` on a part of the input, then the whole batch. Raises CheckFailed."""
     part = input[:SAMPLES].unpack(torch.float32)[:steps]
-    parameters = tuple((x.weight, x.bias, x.recurrent_weight) for x in cpu_model)
+    parameters = tuple(layer.tensors() for layer in cpu_model)
     case = Stack(network_plans(cpu_model, input), parameters, part)
     found = check_stack(case, backend=backend, device=device, packed=True, tolerance=tolerance)
 
@@ -162,10 +162,8 @@ def _run(model: Sequential, input: PackedSpikes) -> tuple[Tensor, list[Tensor], 
 
 def _to(tensors: LayerTensors, device: torch.device) -> LayerTensors:
     """On the device, with gradients flowing back to the given ones."""
-    weight, bias, recurrent_weight, _ = tensors
-    return LayerTensors(
-        *(None if t is None else t.to(device) for t in (weight, bias, recurrent_weight))
-    )
+    weights = tensors._replace(state=None)
+    return LayerTensors(*(None if t is None else t.to(device) for t in weights))
 
 
 def _to_cpu(result: StackResult) -> StackResult:

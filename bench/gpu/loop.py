@@ -7,39 +7,28 @@ costs a loop its time there. Precision settings are PyTorch's own: convolutions 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.check import LOOP_TOLERANCE, CheckFailed, network_plans
-from bench.loop import LoopNetwork, _readout, _spikes
-from fastlif import LIFConv1d, LIFConv2d, LIReadout, PackedSpikes, Sequential
+from bench.loop import LoopNetwork, convolved
+from fastlif import PackedSpikes, Sequential
+from fastlif.ops import LayerPlan
 from fastlif.ops.reference import stack
 from tests.compare import relative
 
 
 class DeviceLoop(LoopNetwork):
-    """As `LoopNetwork`, also of two-dimensional layers without recurrence."""
+    """As `LoopNetwork`, with one convolution over the whole sequence."""
 
-    def forward(self, spikes: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Scores (batch, classes) and spike counts of spikes (time, batch, *features)."""
-        counts: list[Tensor] = []
-        for layer in self.layers:
-            currents = _all_currents(layer, spikes).unbind(0)
-            if isinstance(layer, LIReadout):
-                return _readout(layer, currents), counts
-            spikes = torch.stack(_spikes(layer, currents))
-            counts.append(spikes.sum(0))
-        raise ValueError("the last layer of the network must be a readout")
-
-
-def _all_currents(layer: torch.nn.Module, spikes: Tensor) -> Tensor:
-    if not isinstance(layer, (LIFConv1d, LIFConv2d)):
-        return F.linear(spikes.flatten(2), layer.weight, layer.bias)
-    convolve = F.conv1d if isinstance(layer, LIFConv1d) else F.conv2d
-    current = convolve(spikes.flatten(0, 1), layer.weight, layer.bias, layer.stride, layer.padding)
-    return current.unflatten(0, spikes.shape[:2])
+    def currents(self, plan: LayerPlan, layer: nn.Module, spikes: Tensor) -> Iterable[Tensor]:
+        """Feed-forward current of every step."""
+        if len(plan.features) == 1:
+            return super().currents(plan, layer, spikes)
+        current = convolved(plan, layer, spikes.flatten(0, 1))
+        return current.unflatten(0, spikes.shape[:2]).unbind(0)
 
 
 def check_loop(model: Sequential, input: PackedSpikes, steps: int) -> float:

@@ -107,10 +107,10 @@ def _outputs(result: StackResult) -> list[Tensor]:
 
 
 def _to(tensors: LayerTensors, device: str) -> LayerTensors:
-    weight, bias, recurrent_weight, state = tensors
-    moved = LIFState(*(None if t is None else t.to(device) for t in state or ()))
-    given = (None if t is None else t.to(device) for t in (weight, bias, recurrent_weight))
-    return LayerTensors(*given, moved)
+    moved = LIFState(*(None if t is None else t.to(device) for t in tensors.state or ()))
+    weights = tensors._replace(state=None)
+    on_device = LayerTensors(*(None if t is None else t.to(device) for t in weights))
+    return on_device._replace(state=moved)
 
 
 if __name__ == "__main__":
