@@ -2,6 +2,8 @@
 
 from fastlif.data.dataset import (
     PackedDataset,
+    SampleSource,
+    Subset,
     mean_firing_rate,
     n_steps_of,
     shift_features,
@@ -15,6 +17,8 @@ __all__ = [
     "PackedDataset",
     "RandmanConfig",
     "RandmanSplits",
+    "SampleSource",
+    "Subset",
     "find_event_files",
     "make_randman",
     "mean_firing_rate",

@@ -1,9 +1,10 @@
-"""A labelled set of spike trains held as bits, and the numbers asked of every data set."""
+"""What training asks of every data set, and a labelled set of spike trains held as bits."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,11 +13,55 @@ from fastlif.spikes import PackedSpikes
 
 __all__ = [
     "PackedDataset",
+    "SampleSource",
+    "Subset",
     "mean_firing_rate",
     "n_steps_of",
     "shift_features",
     "train_validation_split",
 ]
+
+
+class SampleSource(Protocol):
+    """Labelled samples of which batches are taken; training and evaluation need no more of them.
+
+    `targets` (samples,) are int64 class numbers; where they are tells where the samples are kept,
+    and `to` moves both.
+    """
+
+    def __len__(self) -> int: ...
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Shape of one step of a sample, or of an image: (N,), (C, L) or (C, H, W)."""
+
+    @property
+    def targets(self) -> Tensor:
+        """(samples,) int64 class numbers."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the samples."""
+
+    def to(self, device: torch.device | str) -> SampleSource:
+        """The same samples on another device."""
+
+    def select(
+        self,
+        indices: Tensor,  # (batch,) int64, on the device of the samples
+        device: torch.device | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[PackedSpikes | Tensor, Tensor]:
+        """Inputs and targets (batch,) of the samples at `indices`, put on `device`.
+
+        Inputs are spikes (time, batch, *features) or images (batch, C, H, W) in [-1, 1]. With a
+        generator (on the CPU) they are augmented at random; without one they are those of
+        evaluation, the same at every call and in every batch.
+        """
 
 
 @dataclass(frozen=True)
@@ -45,6 +90,21 @@ class PackedDataset:
         return self.labels.shape[0]
 
     @property
+    def n_classes(self) -> int:
+        """Largest label + 1; waits for the device."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Shape of one step."""
+        return self.spikes.features
+
+    @property
+    def targets(self) -> Tensor:
+        """(samples,) int64 class numbers."""
+        return self.labels
+
+    @property
     def n_bytes(self) -> int:
         """Memory of the spikes."""
         return self.spikes.words.numel() * self.spikes.words.element_size()
@@ -57,10 +117,12 @@ class PackedDataset:
         self,
         indices: Tensor,  # (batch,) int64, on the device of the data set
         device: torch.device | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[PackedSpikes, Tensor]:
         """Spikes (time, batch, *features) and labels (batch,) of the samples at `indices`.
 
         They go to `device`, from the CPU to a GPU through page-locked memory without waiting.
+        Packed spikes are not augmented: `generator` changes nothing.
         """
         here = self.spikes.device
         if device is None or device == here:
@@ -72,6 +134,65 @@ class PackedDataset:
             self.spikes.select(indices, pinned=pinned).to(device, non_blocking=True),
             labels.to(device, non_blocking=True),
         )
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some samples of a source, numbered anew; they are shared with the source, not copied.
+
+    Raises:
+        ValueError: an index does not fit the source, or there is none.
+    """
+
+    source: SampleSource
+    indices: Tensor  # (samples,) int64 sample numbers of the source, on its device
+
+    def __post_init__(self) -> None:
+        indices, size = self.indices, len(self.source)
+        if indices.dtype != torch.int64 or indices.dim() != 1 or len(indices) == 0:
+            raise ValueError(
+                "indices must be a one-dimensional int64 tensor, not empty, got "
+                f"{tuple(indices.shape)} {indices.dtype}"
+            )
+        low, high = int(indices.min()), int(indices.max())
+        if low < 0 or high >= size:
+            raise ValueError(f"indices must lie in 0..{size - 1}, got {low}..{high}")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def n_classes(self) -> int:
+        """Classes of the source, whether each of them is in the subset or not."""
+        return self.source.n_classes
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Shape of one step of a sample, or of an image."""
+        return self.source.features
+
+    @property
+    def targets(self) -> Tensor:
+        """(samples,) int64 class numbers."""
+        return self.source.targets.index_select(0, self.indices)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all samples of the source."""
+        return self.source.n_bytes
+
+    def to(self, device: torch.device | str) -> Subset:
+        """The subset of the source on another device, to which all of the source is copied."""
+        return Subset(self.source.to(device), self.indices.to(device))
+
+    def select(
+        self,
+        indices: Tensor,  # (batch,) int64 numbers within the subset, on the device of the samples
+        device: torch.device | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[PackedSpikes | Tensor, Tensor]:
+        """Inputs and targets as the source gives them."""
+        return self.source.select(self.indices.index_select(0, indices), device, generator)
 
 
 def n_steps_of(duration: float, dt: float) -> int:
