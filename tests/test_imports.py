@@ -41,6 +41,7 @@ NOT_IN_CORE = {
     "typer",
     "rich",
     "h5py",
+    "PIL",
     "safetensors",
     "tensorboard",
     "lightning_fabric",

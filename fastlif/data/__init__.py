@@ -1,5 +1,6 @@
-"""Data sets as packed spikes: generated (Randman) or read from event files (SHD layout)."""
+"""Data sets: generated (Randman), or read from the files of SHD, CIFAR-10 and event cameras."""
 
+from fastlif.data.cifar10 import CIFAR10_CLASSES, read_cifar10
 from fastlif.data.dataset import (
     PackedDataset,
     SampleSource,
@@ -9,11 +10,26 @@ from fastlif.data.dataset import (
     shift_features,
     train_validation_split,
 )
-from fastlif.data.events import EventDataset, find_event_files, read_events
+from fastlif.data.dvs_gesture import DVS_GESTURE_CLASSES, read_dvs_gesture
+from fastlif.data.events import (
+    EventDataset,
+    EventSplits,
+    find_event_files,
+    read_event_splits,
+    read_events,
+)
+from fastlif.data.images import ImageDataset
+from fastlif.data.nmnist import read_nmnist
 from fastlif.data.randman import RandmanConfig, RandmanSplits, make_randman
+from fastlif.data.recordings import EventRecordings
 
 __all__ = [
+    "CIFAR10_CLASSES",
+    "DVS_GESTURE_CLASSES",
     "EventDataset",
+    "EventRecordings",
+    "EventSplits",
+    "ImageDataset",
     "PackedDataset",
     "RandmanConfig",
     "RandmanSplits",
@@ -23,7 +39,11 @@ __all__ = [
     "make_randman",
     "mean_firing_rate",
     "n_steps_of",
+    "read_cifar10",
+    "read_dvs_gesture",
+    "read_event_splits",
     "read_events",
+    "read_nmnist",
     "shift_features",
     "train_validation_split",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "mean_firing_rate",
     "n_steps_of",
     "shift_features",
+    "to_device",
     "train_validation_split",
 ]
 
@@ -125,15 +126,12 @@ class PackedDataset:
         Packed spikes are not augmented: `generator` changes nothing.
         """
         here = self.spikes.device
+        labels = to_device(self.labels.index_select(0, indices), device)
         if device is None or device == here:
-            return self.spikes.select(indices), self.labels.index_select(0, indices)
+            return self.spikes.select(indices), labels
         pinned = here.type == "cpu" and device.type == "cuda"
-        labels = self.labels.index_select(0, indices)
-        labels = labels.pin_memory() if pinned else labels
-        return (
-            self.spikes.select(indices, pinned=pinned).to(device, non_blocking=True),
-            labels.to(device, non_blocking=True),
-        )
+        spikes = self.spikes.select(indices, pinned=pinned)
+        return spikes.to(device, non_blocking=True), labels
 
 
 @dataclass(frozen=True)
@@ -193,6 +191,15 @@ class Subset:
     ) -> tuple[PackedSpikes | Tensor, Tensor]:
         """Inputs and targets as the source gives them."""
         return self.source.select(self.indices.index_select(0, indices), device, generator)
+
+
+def to_device(tensor: Tensor, device: torch.device | None) -> Tensor:
+    """`tensor` on `device` (None: where it is), through page-locked memory without waiting."""
+    if device is None or device == tensor.device:
+        return tensor
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def n_steps_of(duration: float, dt: float) -> int:

@@ -1,4 +1,4 @@
-"""Reader for event files in the layout of the Spiking Heidelberg Digits (HDF5).
+"""Reader for event files in the layout of the Spiking Heidelberg Digits (HDF5): SHD and SSC.
 
 Layout: `spikes/times` (samples,) of variable-length floats in seconds, `spikes/units` (samples,)
 of variable-length integers, `labels` (samples,). Anything else in the file is ignored. Events stay
@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -18,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastlif.data.dataset import PackedDataset, n_steps_of
+from fastlif.data.dataset import PackedDataset, n_steps_of, train_validation_split
 from fastlif.spikes import PackedSpikes
 
-__all__ = ["EventDataset", "find_event_files", "read_events"]
+__all__ = ["EventDataset", "EventSplits", "find_event_files", "read_event_splits", "read_events"]
 
 # An event this close (in steps) below a bin's edge belongs to the bin above: times that were
 # written as a multiple of dt come back from the division a rounding error too small.
@@ -157,14 +158,88 @@ def find_event_files(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         raise FileNotFoundError(f"no data folder at {folder}")
     found = []
     for pattern in ("*train*.h5", "*test*.h5"):
-        matches = sorted(folder.glob(pattern))
-        if not matches:
+        path = _match(folder, pattern)
+        if path is None:
             raise FileNotFoundError(f"{folder} holds no file that matches {pattern}")
-        if len(matches) > 1:
-            names = ", ".join(match.name for match in matches)
-            raise ValueError(f"{folder} must hold one file that matches {pattern}, found {names}")
-        found.append(matches[0])
+        found.append(path)
     return found[0], found[1]
+
+
+class EventSplits(NamedTuple):
+    """The three parts of a data set in SHD's layout, as bits."""
+
+    train: PackedDataset
+    validation: PackedDataset
+    test: PackedDataset
+
+
+def read_event_splits(
+    folder: str | os.PathLike[str],
+    *,
+    duration: float,
+    dt: float,
+    n_units: int = 700,
+    features: tuple[int, ...] | None = None,
+    seed: int = 0,
+) -> EventSplits:
+    """Training, validation and test samples of a folder, as bits.
+
+    Validation samples are those of `*valid*.h5` where the folder has one (SSC has), else 10 % of
+    the training file, drawn by `seed` (SHD has none).
+
+    Args:
+        folder: with one file `*train*.h5`, one `*test*.h5` and perhaps one `*valid*.h5`.
+        duration: seconds of each sample that are used, from its start.
+        dt: seconds per step.
+        n_units: number of input units.
+        features: shape of one step, whose product is `n_units`; default (n_units,).
+        seed: of the split, where there is no validation file.
+
+    Raises:
+        FileNotFoundError: the folder or a file is missing.
+        ValueError: a file is damaged, has a class that the training file does not know, or is there
+            twice.
+    """
+    train_path, test_path = find_event_files(folder)
+    validation_path = _match(Path(folder), "*valid*.h5")
+    train = read_events(train_path, n_units=n_units)
+    if validation_path is None:
+        kept, held_out = train_validation_split(len(train), seed=seed)
+        validation = train.pack(held_out, duration=duration, dt=dt, features=features)
+    else:
+        kept = torch.arange(len(train))
+        validation = _read_part(validation_path, train, train_path, duration, dt, features)
+    return EventSplits(
+        train.pack(kept, duration=duration, dt=dt, features=features),
+        validation,
+        _read_part(test_path, train, train_path, duration, dt, features),
+    )
+
+
+def _read_part(
+    path: Path,
+    train: EventDataset,
+    train_path: Path,
+    duration: float,
+    dt: float,
+    features: tuple[int, ...] | None,
+) -> PackedDataset:
+    part = read_events(path, n_units=train.n_units)
+    if part.n_classes > train.n_classes:
+        raise ValueError(
+            f"{path}: largest label is {part.n_classes - 1}, but {train_path.name} has none above "
+            f"{train.n_classes - 1}"
+        )
+    return part.pack(torch.arange(len(part)), duration=duration, dt=dt, features=features)
+
+
+def _match(folder: Path, pattern: str) -> Path | None:
+    """The one file that matches, None without any; ValueError for several."""
+    matches = sorted(folder.glob(pattern))
+    if len(matches) > 1:
+        names = ", ".join(match.name for match in matches)
+        raise ValueError(f"{folder} must hold one file that matches {pattern}, found {names}")
+    return matches[0] if matches else None
 
 
 def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
