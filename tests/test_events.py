@@ -16,6 +16,7 @@ from fastlif.data import (
     find_event_files,
     mean_firing_rate,
     n_steps_of,
+    read_event_splits,
     read_events,
     shift_features,
     train_validation_split,
@@ -280,6 +281,55 @@ def test_find_event_files(tmp_path: Path) -> None:
         find_event_files(tmp_path)
 
 
+class TestSplits:
+    settings = {"duration": 0.7, "dt": 2e-3, "n_units": 30, "features": (1, 30)}
+
+    def write(self, folder: Path, part: str, n_samples: int, labels: list[int]) -> EventDataset:
+        times, units, _ = some_events(n_samples)
+        times = [sample + np.float16(0.01 * len(part)) for sample in times]  # unlike other parts'
+        path = write_file(folder / f"ssc_{part}.h5", times, units, labels)
+        return read_events(path, n_units=30)
+
+    def test_given_validation_file(self, tmp_path: Path) -> None:
+        parts = {
+            "train": self.write(tmp_path, "train", 12, [34, *range(11)]),
+            "valid": self.write(tmp_path, "valid", 5, [0, 34, 2, 3, 1]),
+            "test": self.write(tmp_path, "test", 4, [0, 0, 1, 33]),
+        }
+        splits = read_event_splits(tmp_path, **self.settings)
+        for split, events in zip(splits, parts.values(), strict=True):
+            everything = events.batch(range(len(events)), 350, 2e-3, (1, 30))
+            assert torch.equal(split.spikes.words, everything.words)
+            assert split.targets.tolist() == events.labels.tolist()
+        assert splits.train.n_classes == 35 and splits.train.features == (1, 30)
+
+    def test_split_without_one(self, tmp_path: Path) -> None:
+        events = self.write(tmp_path, "train", 20, [number % 4 for number in range(20)])
+        self.write(tmp_path, "test", 4, [0, 1, 2, 3])
+        splits = read_event_splits(tmp_path, **self.settings, seed=3)
+        kept, held_out = train_validation_split(20, seed=3)
+        for split, indices in zip(splits[:2], (kept, held_out), strict=True):
+            expected = events.batch(indices, 350, 2e-3, (1, 30))
+            assert torch.equal(split.spikes.words, expected.words)
+            assert split.targets.tolist() == events.labels[indices].tolist()
+        other = read_event_splits(tmp_path, **self.settings, seed=4)
+        assert not torch.equal(other.validation.spikes.words, splits.validation.spikes.words)
+
+    @pytest.mark.parametrize("part", ["valid", "test"])
+    def test_unknown_class(self, tmp_path: Path, part: str) -> None:
+        for name in ("train", "valid", "test"):
+            self.write(tmp_path, name, 4, [0, 1, 2, 3 if name == part else 0])
+        complaint = rf"ssc_{part}\.h5: largest label is 3, but ssc_train\.h5 has none above 2"
+        with pytest.raises(ValueError, match=complaint):
+            read_event_splits(tmp_path, **self.settings)
+
+    def test_two_validation_files(self, tmp_path: Path) -> None:
+        for name in ("train", "valid", "test", "old_valid"):
+            self.write(tmp_path, name, 4, [0, 1, 2, 0])
+        with pytest.raises(ValueError, match=r"one file that matches \*valid\*\.h5, found"):
+            read_event_splits(tmp_path, **self.settings)
+
+
 def test_shifted_channels() -> None:
     dense = (torch.rand(40, 4, 1, 30) < 0.3).float()
     moved = shift_features(PackedSpikes.pack(dense), torch.tensor([0, 3, -5, 40]))
@@ -299,7 +349,10 @@ def test_real_recordings() -> None:
     folder = os.environ.get("FASTLIF_DATA")
     if not folder:
         pytest.skip("set FASTLIF_DATA to a folder with real event files to run this")
-    train_path, test_path = find_event_files(folder)
+    try:
+        train_path, test_path = find_event_files(folder)
+    except FileNotFoundError as error:
+        pytest.skip(f"FASTLIF_DATA has no event files: {error}")
     for path in (train_path, test_path):
         dataset = read_events(path)
         chosen = torch.arange(0, len(dataset), max(1, len(dataset) // 50))
