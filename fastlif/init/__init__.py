@@ -3,12 +3,21 @@
     predictions = fluctuation_driven_(model, rate=10.0)      # draw all weights in place
     measurements = measure(model, spikes)                    # compare mu_u and sigma_u
 
-`formulas` is arithmetic on fan-in, rate and time constants, `weights` draws, `measurement`
-simulates. Source: Rossbroich, Gygax, Zenke (2022), Neuromorph. Comput. Eng. 2 044016.
+`formulas` and `dalian` are arithmetic on fan-in, rate and time constants, `weights` and `readouts`
+draw, `measurement` simulates. Source: Rossbroich, Gygax, Zenke (2022), Neuromorph. Comput. Eng. 2
+044016.
 """
 
 from __future__ import annotations
 
+from fastlif.init.dalian import (
+    DalianDistributions,
+    ExponentialDistribution,
+    LogNormalDistribution,
+    Source,
+    dalian_exponential,
+    dalian_lognormal,
+)
 from fastlif.init.formulas import (
     PSPIntegrals,
     RecurrentDistributions,
@@ -23,20 +32,29 @@ from fastlif.init.formulas import (
     unit_distribution,
 )
 from fastlif.init.measurement import Measurement, measure
-from fastlif.init.weights import Prediction, fluctuation_driven_, kaiming_, readout_
+from fastlif.init.prediction import Prediction
+from fastlif.init.readouts import readout_
+from fastlif.init.weights import fluctuation_driven_, kaiming_, normal_
 
 __all__ = [
+    "DalianDistributions",
+    "ExponentialDistribution",
+    "LogNormalDistribution",
     "Measurement",
     "PSPIntegrals",
     "Prediction",
     "RecurrentDistributions",
+    "Source",
     "WeightDistribution",
     "centred_distribution",
+    "dalian_exponential",
+    "dalian_lognormal",
     "fluctuation_driven_",
     "general_distribution",
     "kaiming_",
     "kaiming_distribution",
     "measure",
+    "normal_",
     "predicted_sigma_u",
     "psp_integrals",
     "readout_",

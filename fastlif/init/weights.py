@@ -6,25 +6,22 @@ Equation numbers are those of Rossbroich, Gygax, Zenke (2022), Neuromorph. Compu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Generator, Tensor, nn
 
+from fastlif.init.drawing import draw_, zero_
 from fastlif.init.formulas import (
     WeightDistribution,
-    centred_distribution,
-    general_distribution,
+    check_finite,
     kaiming_distribution,
-    predicted_sigma_u,
-    psp_integrals,
-    recurrent_distributions,
     target_sigma_u,
-    unit_distribution,
 )
+from fastlif.init.prediction import Prediction, predict
+from fastlif.init.readouts import readout_
 from fastlif.init.traversal import (
     mean_rate,
     readout_layers,
@@ -39,25 +36,6 @@ if TYPE_CHECKING:
     from fastlif.layers.neuron import SynapticLIF
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the formulas expect of one initialized layer.
-
-    mu_u and sigma_u are averages over neurons of the mean and of the variance over time of a
-    membrane that does not spike, under Poisson input at `rate`; `measure` gives the same
-    quantities. A readout whose input rate or time constant is unknown has sigma_u = None.
-    """
-
-    name: str  # the layer's name in the model, or its class if it was given by itself
-    mu_u: float
-    sigma_u: float | None
-    mu_w: float  # mean of all weights, feed-forward and recurrent
-    sigma_w: float  # standard deviation of the feed-forward weights
-    sigma_v: float | None  # standard deviation of the recurrent weights; None if there are none
-    n: int  # feed-forward fan-in
-    rate: float | None  # Hz
-
-
 def fluctuation_driven_(
     module: nn.Module,
     *,
@@ -68,19 +46,25 @@ def fluctuation_driven_(
     xi: float | Sequence[float] | None = None,
     alpha: float = 0.9,
     integrals: str = "numerical",
+    distribution: str = "exponential",
     generator: Generator | None = None,
 ) -> list[Prediction]:
     """Draw the weights of every fastlif layer so that its membranes reach a target mean and sigma.
 
     module: a fastlif layer or any module that contains some. Recurrent layers follow eqs 37 to 39,
-        the others eqs 6 and 7; readouts are drawn by `readout_`; biases become 0.
+        the others eqs 6 and 7, Dalian ones `dalian_exponential` or `dalian_lognormal`; readouts are
+        drawn by `readout_`; biases become 0.
     rate: firing rate of the layers' inputs in Hz, one for all layers or one per layer.
     data: a batch of input to the module, instead of rate. Each layer is drawn for the rate at which
         its input, which passed through the layers drawn before it, fires.
     sigma_u, mu_u: target of the membranes; or xi = (threshold - mu_u) / sigma_u in place of
         sigma_u (eq 8). One for all layers or one per layer. sigma_u is 1 if neither is given.
-    alpha: share of the variance that feed-forward input causes in recurrent layers.
+    alpha: share of the variance that feed-forward input causes in recurrent layers; in Dalian ones
+        of the variance that excitation causes.
     integrals: "numerical" or "analytical", see `psp_integrals`.
+    distribution: of Dalian weights, "exponential" or "lognormal". Both populations of a layer reach
+        the target, each with its own time constants; their mu_u is 0. The layer's own neurons are
+        expected to fire at the rate of its input.
 
     "Per layer" means one value for each spiking layer that has weights, in the order in which the
     module registered them. Returns one Prediction per layer, spiking layers first, then readouts.
@@ -96,8 +80,16 @@ def fluctuation_driven_(
     targets = _targets(layers, sigma_u, mu_u, xi)
     predictions: dict[str, Prediction] = {}
 
-    def predict(name: str, layer_rate: float) -> Prediction:
-        return _predict(name, layers[name], layer_rate, targets[name], alpha, integrals)
+    def of_layer(name: str, layer_rate: float) -> Prediction:
+        return predict(
+            name,
+            layers[name],
+            layer_rate,
+            targets[name],
+            alpha=alpha,
+            integrals=integrals,
+            distribution=distribution,
+        )
 
     def draw_readout(name: str, layer_rate: float | None, tau_mem: float | None) -> Prediction:
         prediction = readout_(
@@ -112,8 +104,8 @@ def fluctuation_driven_(
     def draw_for(name: str, layer: StackLayer, layer_input: Tensor | PackedSpikes) -> None:
         layer_rate = mean_rate(layer, layer_input)
         if name in layers:
-            predictions[name] = predict(name, layer_rate)
-            _draw(layer, predictions[name], generator)
+            predictions[name] = of_layer(name, layer_rate)
+            _draw(layers[name], predictions[name], generator)
         elif name in readouts:
             duration = layer_input.shape[time_dim(layer, layer_input)] * layer.dt
             tau_mem = readouts[name].tau_mem or duration
@@ -128,7 +120,7 @@ def fluctuation_driven_(
         # Every target is checked before the first weight changes.
         rates = _per_layer("rate", rate, len(layers))
         for name, layer_rate in zip(layers, rates, strict=True):
-            predictions[name] = predict(name, layer_rate)
+            predictions[name] = of_layer(name, layer_rate)
         for name, layer in layers.items():
             _draw(layer, predictions[name], generator)
         for name, readout in readouts.items():
@@ -137,76 +129,54 @@ def fluctuation_driven_(
     return [predictions[name] for name in (*layers, *readouts)]
 
 
-def readout_(
-    layer: nn.Module,
-    *,
-    method: str = "unit",
-    rate: float | None = None,
-    sigma_u: float = 1.0,
-    tau_mem: float | None = None,
-    integrals: str = "numerical",
-    generator: Generator | None = None,
-) -> Prediction:
-    """Draw the weights of an LIReadout in place; its bias becomes 0.
-
-    method: "unit" draws N(0, 1) / sqrt(n), as the paper's simulations; "fluctuation" the centred
-        formula (eq 9) for `rate` and `sigma_u` with the readout's own time constants.
-    rate: firing rate of the readout's input in Hz.
-    tau_mem: seconds; needed if the readout takes the duration of the sample for its tau_mem.
-    """
-    readout = readout_layers(layer).get(type(layer).__name__)
-    if readout is not layer:
-        raise TypeError(f"layer must be an LIReadout, got {type(layer).__name__}")
-    if rate is not None and not (math.isfinite(rate) and rate >= 0.0):
-        raise ValueError(f"rate must be finite and not negative (Hz), got {rate}")
-    tau_mem = readout.tau_mem if tau_mem is None else tau_mem
-    psp = None
-    if tau_mem is not None:
-        psp = psp_integrals(tau_mem, readout.tau_syn, readout.dt, integrals)
-    if method == "unit":
-        weights = unit_distribution(readout.fan_in)
-    elif method != "fluctuation":
-        raise ValueError(f'method must be "unit" or "fluctuation", got {method!r}')
-    elif rate is None:
-        raise ValueError('method "fluctuation" needs rate, the firing rate of the input in Hz')
-    elif psp is None:
-        raise ValueError(
-            "this readout's tau_mem is the duration of the sample: give tau_mem in seconds"
-        )
-    else:
-        weights = centred_distribution(readout.fan_in, rate, psp, sigma_u=sigma_u)
-    predicted = None
-    if rate is not None and psp is not None:
-        predicted = predicted_sigma_u([(readout.fan_in, weights)], rate, psp)
-    prediction = Prediction(
-        name=type(readout).__name__,
-        mu_u=0.0,
-        sigma_u=predicted,
-        mu_w=weights.mean,
-        sigma_w=weights.std,
-        sigma_v=None,
-        n=readout.fan_in,
-        rate=rate,
-    )
-    _draw(readout, prediction, generator)
-    return prediction
-
-
 def kaiming_(module: nn.Module, *, generator: Generator | None = None) -> None:
     """Draw the weights of every spiking fastlif layer from N(0, 2/n), recurrent ones too.
 
     The baseline without regard to rates and time constants (He et al. 2015). Readouts are drawn
-    by `readout_`; biases become 0.
+    by `readout_`; biases become 0. Raises ValueError for a Dalian layer, whose weights cannot have
+    mean 0: nothing would balance its excitation and inhibition.
     """
     layers, readouts = _layers_with_weights(module)
+    _refuse_dalian("kaiming_", layers)
     for layer in layers.values():
-        _normal_(layer.weight, kaiming_distribution(layer.fan_in), generator)
+        draw_(layer.weight, kaiming_distribution(layer.fan_in), generator)
         if layer.recurrent_weight is not None:
             recurrent = kaiming_distribution(layer.recurrent_fan_in)
-            _normal_(layer.recurrent_weight, recurrent, generator)
-        _zero_(layer.bias)
+            draw_(layer.recurrent_weight, recurrent, generator)
+        zero_(layer.bias)
     for readout in readouts.values():
         readout_(readout, generator=generator)
+
+
+def normal_(
+    module: nn.Module, mean: float, std: float, *, generator: Generator | None = None
+) -> None:
+    """Draw the weights of every spiking fastlif layer from N(mean, std^2), recurrent ones too.
+
+    For experiments on the weights' distribution itself. Readouts are drawn by `readout_`; biases
+    become 0. Raises ValueError for a std below 0 and for a Dalian layer, as `kaiming_` does.
+    """
+    check_finite("mean", mean)
+    if not (math.isfinite(std) and std >= 0.0):
+        raise ValueError(f"std must be finite and not negative, got {std}")
+    layers, readouts = _layers_with_weights(module)
+    _refuse_dalian("normal_", layers)
+    for layer in layers.values():
+        for weight in (layer.weight, layer.recurrent_weight):
+            if weight is not None:
+                draw_(weight, WeightDistribution(mean, std), generator)
+        zero_(layer.bias)
+    for readout in readouts.values():
+        readout_(readout, generator=generator)
+
+
+def _refuse_dalian(function: str, layers: Mapping[str, SynapticLIF]) -> None:
+    for name, layer in layers.items():
+        if layer.inhibitory_weight is not None:
+            raise ValueError(
+                f"{function} draws weights of either sign, which the Dalian layer {name!r} must "
+                f"not have: use fluctuation_driven_"
+            )
 
 
 def _layers_with_weights(
@@ -249,69 +219,16 @@ def _per_layer(name: str, value: float | Iterable[float] | None, n_layers: int) 
     return values
 
 
-def _predict(
-    name: str,
-    layer: SynapticLIF,
-    rate: float,
-    target: tuple[float, float],  # (mu_u, sigma_u)
-    alpha: float,
-    integrals: str,
-) -> Prediction:
-    mu_u, sigma_u = target
-    if not (math.isfinite(rate) and rate > 0.0):
-        raise ValueError(
-            f"rate of the input of layer {name!r} must be positive and finite, got {rate} Hz; if "
-            f"it was measured, the layer before is silent: raise that layer's sigma_u or give rate"
-        )
-    psp = psp_integrals(layer.tau_mem, layer.tau_syn, layer.dt, integrals)
-    sigma_v = None
-    if layer.recurrent_weight is None:
-        weights = general_distribution(layer.fan_in, rate, psp, sigma_u=sigma_u, mu_u=mu_u)
-    else:
-        both = recurrent_distributions(
-            [layer.fan_in],
-            [layer.recurrent_fan_in],
-            rate,
-            psp,
-            sigma_u=sigma_u,
-            mu_u=mu_u,
-            alpha=alpha,
-        )
-        weights, sigma_v = both.feedforward[0], both.recurrent[0].std
-    return Prediction(
-        name=name,
-        mu_u=mu_u,
-        sigma_u=sigma_u,
-        mu_w=weights.mean,
-        sigma_w=weights.std,
-        sigma_v=sigma_v,
-        n=layer.fan_in,
-        rate=rate,
-    )
+def _draw(layer: SynapticLIF, prediction: Prediction, generator: Generator | None) -> None:
+    from fastlif.layers.dalian import DalianLIF
 
-
-def _draw(layer: StackLayer, prediction: Prediction, generator: Generator | None) -> None:
+    zero_(layer.bias)
+    if isinstance(layer, DalianLIF):
+        assert prediction.blocks is not None  # a Dalian layer's
+        for name, weight in layer.blocks().items():
+            draw_(weight, prediction.blocks[name], generator)
+        return
     mean = prediction.mu_w
-    _normal_(layer.weight, WeightDistribution(mean, prediction.sigma_w), generator)
-    if prediction.sigma_v is not None:
-        _normal_(layer.recurrent_weight, WeightDistribution(mean, prediction.sigma_v), generator)
-    _zero_(layer.bias)
-
-
-def _normal_(
-    weight: Tensor | None, weights: WeightDistribution, generator: Generator | None
-) -> None:
-    """Fill weight in place. Draws on the generator's device, so a seed means the same anywhere."""
-    assert weight is not None  # callers pass weights that the layer has
-    with torch.no_grad():
-        if generator is None or generator.device == weight.device:
-            weight.normal_(weights.mean, weights.std, generator=generator)
-        else:
-            drawn = torch.empty(weight.shape, dtype=weight.dtype, device=generator.device)
-            weight.copy_(drawn.normal_(weights.mean, weights.std, generator=generator))
-
-
-def _zero_(bias: Tensor | None) -> None:
-    if bias is not None:
-        with torch.no_grad():
-            bias.zero_()
+    draw_(layer.weight, WeightDistribution(mean, prediction.sigma_w), generator)
+    if prediction.sigma_v is not None and layer.recurrent_weight is not None:
+        draw_(layer.recurrent_weight, WeightDistribution(mean, prediction.sigma_v), generator)

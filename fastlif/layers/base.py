@@ -32,6 +32,7 @@ class StackLayer(nn.Module):
     weight: nn.Parameter | None
     recurrent_weight: nn.Parameter | None
     bias: nn.Parameter | None
+    inhibitory_weight: nn.Parameter | None
 
     def plan(self, input_features: tuple[int, ...], n_steps: int) -> LayerPlan:
         """What this layer computes for inputs of shape (n_steps, batch, *input_features)."""
@@ -43,7 +44,9 @@ class StackLayer(nn.Module):
 
     def tensors(self, state: LIFState | None = None) -> LayerTensors:
         """Parameters of this layer and the state that a run starts from."""
-        return LayerTensors(self.weight, self.bias, self.recurrent_weight, state)
+        return LayerTensors(
+            self.weight, self.bias, self.recurrent_weight, state, self.inhibitory_weight
+        )
 
     def forward(
         self,
@@ -101,7 +104,7 @@ def run_layers(
         plan = layer.plan(features, n_steps)
         plans.append(plan)
         tensors.append(layer.tensors(layer.initial_state(batch_size) if state is None else state))
-        features = plan.features
+        features = plan.emitted_features
     result = ops.stack(
         input,
         plans,

@@ -8,13 +8,100 @@ from collections.abc import Sequence
 import torch
 
 from fastlif.layers.neuron import SynapticLIF, check_counts
-from fastlif.ops.plan import LayerPlan, as_sizes, conv_connection
+from fastlif.ops.plan import Connection, LayerPlan, as_sizes, conv_connection
 
 
-class _LIFConv(SynapticLIF):
-    """What the convolutions share; `n_spatial` is the number of dimensions they slide along."""
+class Convolution(SynapticLIF):
+    """Geometry of spiking convolutions; `n_spatial`: number of dimensions they slide along."""
 
     n_spatial: int
+
+    def set_geometry(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: int | Sequence[int] | str,
+        dilation: int | Sequence[int],
+    ) -> None:
+        """Set the attributes of these names and fan_in; ValueError for what cannot be."""
+        check_counts(in_channels=in_channels, out_channels=out_channels)
+        n = self.n_spatial
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = as_sizes("kernel_size", kernel_size, n)
+        self.stride = as_sizes("stride", stride, n)
+        self.padding = padding if isinstance(padding, str) else as_sizes("padding", padding, n)
+        self.dilation = as_sizes("dilation", dilation, n)
+        for name in ("kernel_size", "stride", "dilation"):
+            sizes = getattr(self, name)
+            if min(sizes) < 1:
+                raise ValueError(f"{name} must be >= 1, got {sizes}")
+        if min(self.padding_sizes()) < 0:
+            raise ValueError(f"padding must be >= 0, got {self.padding}")
+        self.fan_in = in_channels * math.prod(self.kernel_size)
+
+    def own_kernel(self, name: str, size: int | Sequence[int]) -> tuple[int, ...]:
+        """Kernel of synapses within the layer, one size per dimension; ValueError unless odd."""
+        sizes = as_sizes(name, size, self.n_spatial)
+        if any(size < 1 or size % 2 == 0 for size in sizes):
+            raise ValueError(f"{name} must be odd and >= 1, got {sizes}")
+        return sizes
+
+    def padding_sizes(self) -> tuple[int, ...]:
+        """Padding on either side of each dimension, also for "same" and "valid"."""
+        if not isinstance(self.padding, str):
+            return self.padding
+        if self.padding == "valid":
+            return (0,) * self.n_spatial
+        if self.padding != "same":
+            raise ValueError(f"padding must be numbers, 'same' or 'valid', got {self.padding!r}")
+        if max(self.stride) > 1:
+            raise ValueError(f"padding 'same' needs stride 1, got stride {self.stride}")
+        total = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        if any(size % 2 for size in total):
+            raise ValueError(
+                "padding 'same' needs kernels that reach equally far to both sides, got "
+                f"kernel_size {self.kernel_size} with dilation {self.dilation}"
+            )
+        return tuple(size // 2 for size in total)
+
+    def connection(
+        self, input_features: tuple[int, ...], n_channels: int
+    ) -> tuple[Connection, tuple[int, ...]]:
+        """Feed-forward synapses onto `n_channels` and the features of these neurons."""
+        if len(input_features) != self.n_spatial + 1 or input_features[0] != self.in_channels:
+            sizes = ("length",) if self.n_spatial == 1 else ("height", "width")
+            raise ValueError(
+                f"input must have features ({', '.join((str(self.in_channels), *sizes))}), "
+                f"got {input_features}"
+            )
+        return conv_connection(
+            input_features,
+            n_channels,
+            kernel=self.kernel_size,
+            stride=self.stride,
+            padding=self.padding_sizes(),
+            dilation=self.dilation,
+        )
+
+    def geometry(self) -> str:
+        """Sizes as torch's convolutions show them."""
+        shown = [
+            f"{self.in_channels}, {self.out_channels}",
+            f"kernel_size={self.kernel_size}",
+            f"stride={self.stride}",
+        ]
+        if self.padding not in ((0,) * self.n_spatial, "valid"):
+            shown.append(f"padding={self.padding}")
+        if self.dilation != (1,) * self.n_spatial:
+            shown.append(f"dilation={self.dilation}")
+        return ", ".join(shown)
+
+
+class _LIFConv(Convolution):
+    """What the convolutions without inhibition share."""
 
     def __init__(
         self,
@@ -57,96 +144,45 @@ class _LIFConv(SynapticLIF):
             exact_membrane=exact_membrane,
             backend=backend,
         )
-        check_counts(in_channels=in_channels, out_channels=out_channels)
         if groups != 1:
             raise ValueError(f"groups must be 1, got {groups}")
         if padding_mode != "zeros":
             raise ValueError(f"padding_mode must be 'zeros', got {padding_mode!r}")
-        n = self.n_spatial
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = as_sizes("kernel_size", kernel_size, n)
-        self.stride = as_sizes("stride", stride, n)
-        self.padding = padding if isinstance(padding, str) else as_sizes("padding", padding, n)
-        self.dilation = as_sizes("dilation", dilation, n)
+        self.set_geometry(in_channels, out_channels, kernel_size, stride, padding, dilation)
         self.groups = groups
         self.padding_mode = padding_mode
-        self.recurrent_kernel_size = as_sizes("recurrent_kernel_size", recurrent_kernel_size, n)
-        self._check_sizes(recurrent)
-        recurrent_shape = (out_channels, out_channels, *self.recurrent_kernel_size)
-        self.fan_in = in_channels * math.prod(self.kernel_size)
-        self.recurrent_fan_in = math.prod(recurrent_shape[1:]) if recurrent else 0
+        self.recurrent_kernel_size = as_sizes(
+            "recurrent_kernel_size", recurrent_kernel_size, self.n_spatial
+        )
+        recurrent_shape = None
+        if recurrent:
+            kernel = self.own_kernel("recurrent_kernel_size", recurrent_kernel_size)
+            recurrent_shape = (out_channels, out_channels, *kernel)
+        self.recurrent_fan_in = math.prod(recurrent_shape[1:]) if recurrent_shape else 0
         self.make_parameters(
             (out_channels, in_channels, *self.kernel_size),
-            recurrent_shape if recurrent else None,
+            recurrent_shape,
             bias=bias,
             device=device,
             dtype=dtype,
         )
 
-    def _check_sizes(self, recurrent: bool) -> None:
-        for name, minimum in (("kernel_size", 1), ("stride", 1), ("dilation", 1)):
-            sizes = getattr(self, name)
-            if min(sizes) < minimum:
-                raise ValueError(f"{name} must be >= {minimum}, got {sizes}")
-        if any(size < 1 or size % 2 == 0 for size in self.recurrent_kernel_size) and recurrent:
-            raise ValueError(
-                f"recurrent_kernel_size must be odd and >= 1, got {self.recurrent_kernel_size}"
-            )
-        if min(self.padding_sizes()) < 0:
-            raise ValueError(f"padding must be >= 0, got {self.padding}")
-
-    def padding_sizes(self) -> tuple[int, ...]:
-        """Padding on either side of each dimension, also for "same" and "valid"."""
-        if not isinstance(self.padding, str):
-            return self.padding
-        if self.padding == "valid":
-            return (0,) * self.n_spatial
-        if self.padding != "same":
-            raise ValueError(f"padding must be numbers, 'same' or 'valid', got {self.padding!r}")
-        if max(self.stride) > 1:
-            raise ValueError(f"padding 'same' needs stride 1, got stride {self.stride}")
-        total = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-        if any(size % 2 for size in total):
-            raise ValueError(
-                "padding 'same' needs kernels that reach equally far to both sides, got "
-                f"kernel_size {self.kernel_size} with dilation {self.dilation}"
-            )
-        return tuple(size // 2 for size in total)
-
     def plan(self, input_features: tuple[int, ...], n_steps: int) -> LayerPlan:
         """What this layer computes for inputs of shape (n_steps, batch, *input_features)."""
-        if len(input_features) != self.n_spatial + 1 or input_features[0] != self.in_channels:
-            sizes = ("length",) if self.n_spatial == 1 else ("height", "width")
-            raise ValueError(
-                f"input must have features ({', '.join((str(self.in_channels), *sizes))}), "
-                f"got {input_features}"
-            )
-        link, features = conv_connection(
-            input_features,
-            self.out_channels,
-            kernel=self.kernel_size,
-            stride=self.stride,
-            padding=self.padding_sizes(),
-            dilation=self.dilation,
-        )
-        height, width = (1, *self.recurrent_kernel_size)[-2:]
-        return self.neuron_plan(features, link, (height, width) if self.recurrent else None)
+        link, features = self.connection(input_features, self.out_channels)
+        kernel = kernel_pair(self.recurrent_kernel_size) if self.recurrent else None
+        return self.neuron_plan(features, link, kernel)
 
     def extra_repr(self) -> str:
         """Arguments as in torch's convolutions, then those of the neurons."""
-        shown = [
-            f"{self.in_channels}, {self.out_channels}",
-            f"kernel_size={self.kernel_size}",
-            f"stride={self.stride}",
-        ]
-        if self.padding not in ((0,) * self.n_spatial, "valid"):
-            shown.append(f"padding={self.padding}")
-        if self.dilation != (1,) * self.n_spatial:
-            shown.append(f"dilation={self.dilation}")
-        if self.bias is None:
-            shown.append("bias=False")
-        return ", ".join((*shown, super().extra_repr()))
+        bias = [] if self.bias is not None else ["bias=False"]
+        return ", ".join((self.geometry(), *bias, super().extra_repr()))
+
+
+def kernel_pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """(width,) or (height, width) as the (height, width) of a plan."""
+    height, width = (1, *sizes)[-2:]
+    return (height, width)
 
 
 class LIFConv1d(_LIFConv):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from fastlif.init import fluctuation_driven_
 from fastlif.layers.base import StackLayer, decay_per_step
-from fastlif.ops.plan import Connection, LayerPlan, layer_plan, surrogate_scale
+from fastlif.ops.plan import Connection, Inhibition, LayerPlan, layer_plan, surrogate_scale
 
 
 class LIF(StackLayer):
@@ -58,7 +60,7 @@ class LIF(StackLayer):
         self.batch_first = batch_first
         self.exact_membrane = exact_membrane
         self.backend = backend
-        for name in ("weight", "recurrent_weight", "bias"):
+        for name in ("weight", "recurrent_weight", "inhibitory_weight", "bias"):
             self.register_parameter(name, None)
         self.neuron_plan((1,))  # refuses bad options here rather than in the first run
 
@@ -67,6 +69,7 @@ class LIF(StackLayer):
         features: tuple[int, ...],
         feedforward: Connection | None = None,
         recurrent_kernel: tuple[int, int] | None = None,
+        inhibition: Inhibition | None = None,
     ) -> LayerPlan:
         """Plan of these neurons with the given synapses."""
         return layer_plan(
@@ -83,6 +86,7 @@ class LIF(StackLayer):
             ),
             detach_reset=self.detach_reset,
             delay=self.delay,
+            inhibition=inhibition,
         )
 
     def plan(self, input_features: tuple[int, ...], n_steps: int) -> LayerPlan:
@@ -93,6 +97,7 @@ class LIF(StackLayer):
 class SynapticLIF(LIF):
     """LIF neurons with feed-forward and, if recurrent, lateral synapses."""
 
+    weight: nn.Parameter
     fan_in: int  # number of feed-forward synapses of one neuron
     recurrent_fan_in: int  # number of recurrent synapses of one neuron, 0 if not recurrent
 
@@ -111,11 +116,24 @@ class SynapticLIF(LIF):
     ) -> None:
         """Register weight, recurrent_weight and bias (None where absent) and draw them."""
         self.recurrent = recurrent_shape is not None
-        shapes = {
-            "weight": weight_shape,
-            "recurrent_weight": recurrent_shape,
-            "bias": weight_shape[:1] if bias else None,
-        }
+        self.register_weights(
+            {
+                "weight": weight_shape,
+                "recurrent_weight": recurrent_shape,
+                "bias": weight_shape[:1] if bias else None,
+            },
+            device=device,
+            dtype=dtype,
+        )
+
+    def register_weights(
+        self,
+        shapes: Mapping[str, tuple[int, ...] | None],  # None: the layer has no such weight
+        *,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Register parameters of these shapes and draw them."""
         for name, shape in shapes.items():
             if shape is not None:
                 parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))

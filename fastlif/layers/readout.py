@@ -30,6 +30,7 @@ class LIReadout(StackLayer):
     """
 
     recurrent = False
+    weight: nn.Parameter
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class LIReadout(StackLayer):
             torch.empty(out_features, in_features, device=device, dtype=dtype)
         )
         self.register_parameter("recurrent_weight", None)
+        self.register_parameter("inhibitory_weight", None)
         self.bias = (
             nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         )
@@ -93,7 +95,6 @@ class LIReadout(StackLayer):
         """Membranes at `initial_membrane`."""
         if self.initial_membrane == 0.0:
             return None
-        assert self.weight is not None
         shape = (batch_size, self.out_features)
         return LIFState(membrane=self.weight.new_full(shape, self.initial_membrane))
 
