@@ -14,7 +14,8 @@ int64_t weight_elements(const Plan& plan) {
   int64_t n = 0;
   for (const Layer& layer : plan.layers)
     n += (layer.has_feedforward ? layer.feedforward.packed_size() : 0) +
-         (layer.recurrent ? layer.recurrence.packed_size() : 0) + layer.shape.padded_size();
+         (layer.recurrent ? layer.recurrence.packed_size() : 0) +
+         (layer.n_inhibitory ? layer.inhibition.packed_size() : 0) + layer.shape.padded_size();
   return n;
 }
 
@@ -24,7 +25,8 @@ Blocking choose_blocking(const Problem& problem) {
   bool dense_recurrence = false;
   for (const Layer& layer : problem.plan->layers) {
     per_step += (layer.shape.padded_size() + layer.halo_size()) * int64_t(sizeof(Real));
-    dense_recurrence |= layer.recurrent && layer.shape.positions() == 1;
+    if (layer.n_inhibitory) per_step += layer.shape.height * layer.inhibition.halo_row() * int64_t(sizeof(Real));
+    dense_recurrence |= (layer.recurrent || layer.n_inhibitory) && layer.shape.positions() == 1;
   }
   Blocking blocking{1, kWordSteps, 0};
   while (blocking.steps > 4 && blocking.steps * per_step > kSliceBytes) blocking.steps /= 2;
@@ -70,6 +72,10 @@ void run_backward(const Problem& problem) {
       pack_weights(plan.layers[l].recurrence, static_cast<const Real*>(problem.layers[l].recurrent_weight), packed);
       transpose_weights(plan.layers[l].recurrence, packed, weights[l].recurrence);
     }
+    if (plan.layers[l].n_inhibitory) {
+      pack_weights(plan.layers[l].inhibition, static_cast<const Real*>(problem.layers[l].inhibitory_weight), packed);
+      transpose_inhibition(plan.layers[l], packed, weights[l].inhibition);
+    }
   }
   const Blocking blocking = choose_blocking<Real>(problem);
   const int64_t groups = (problem.batch + blocking.group - 1) / blocking.group;
@@ -88,6 +94,10 @@ void run_backward(const Problem& problem) {
     if (p.grad_recurrent_weight) {
       sum_groups(partials[l], &Partial<Real>::recurrence, problem.threads);
       unpack_weights(plan.layers[l].recurrence, partials[l][0].recurrence.data(), static_cast<Real*>(p.grad_recurrent_weight));
+    }
+    if (p.grad_inhibitory_weight) {
+      sum_groups(partials[l], &Partial<Real>::inhibition, problem.threads);
+      unpack_weights(plan.layers[l].inhibition, partials[l][0].inhibition.data(), static_cast<Real*>(p.grad_inhibitory_weight));
     }
     if (p.grad_bias) {
       sum_groups(partials[l], &Partial<Real>::bias, problem.threads);

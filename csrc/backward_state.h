@@ -1,8 +1,7 @@
 // What the backward pass holds: weights, partial weight gradients, and gradients of a block of samples.
 #pragma once
 
-#include "buffer.h"
-#include "simd.h"
+#include "inhibition_gradient.h"
 
 namespace fastlif {
 namespace FASTLIF_ISA {
@@ -10,14 +9,14 @@ namespace {  // a copy for each source file: forward and backward differ in cont
 
 template <class Real>
 struct TransposedWeights {
-  Buffer<Real> feedforward, recurrence;
+  Buffer<Real> feedforward, recurrence, inhibition;
 };
 
 // Weight gradients of one group of samples, in the packed order of the weights. Which samples form a group depends on
 // the problem alone, and groups are added in order: the sum is the same for any number of threads.
 template <class Real>
 struct Partial {
-  Buffer<Real> feedforward, recurrence, bias;
+  Buffer<Real> feedforward, recurrence, inhibition, bias;
 };
 
 struct Blocking {
@@ -33,6 +32,7 @@ struct LayerState {
   Buffer<Real> grad_spikes;   // [sample][step of the slice][neuron, padded]: dL/dS, or dL/dU of a readout
   Buffer<Real> grad_currents; // [sample][step of the slice][neuron with halo]: dL/dJ
   Buffer<int32_t> best_step;
+  InhibitionGradient<Real> inhibition;
 };
 
 }  // namespace

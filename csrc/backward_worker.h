@@ -5,11 +5,7 @@
 #pragma once
 
 #include "backward_state.h"
-#include "block.h"
-#include "lif_step.h"
-#include "matmul.h"
 #include "retreat.h"
-#include "weight_gradient.h"
 
 namespace fastlif {
 namespace FASTLIF_ISA {
@@ -37,6 +33,7 @@ class BackwardWorker {
       most_currents = std::max(most_currents, layer.halo_size());
       most_channels = std::max({most_channels, layer.shape.channels, layer.feedforward.in.channels});
       if (!layer.detach_reset) s.next_charged.allocate(n);
+      if (layer.n_inhibitory) s.inhibition.allocate(layer, blocking.samples, blocking.steps);
       if (layer.kind == Kind::readout_max) s.best_step.allocate(n);
       s.grad_spikes.allocate_zero(rows * layer.shape.padded_size());
       s.grad_currents.allocate_zero(rows * layer.halo_size());  // the halo stays zero
@@ -46,7 +43,7 @@ class BackwardWorker {
     active_ = ActiveChannels(most_channels);
     transposed_.allocate(most_currents * kWordSteps);
     const int most_padded = padded(most_channels);
-    kept_.allocate_zero(most_padded), words_.allocate_zero(most_padded), words_before_.allocate_zero(most_padded);
+    copies_.allocate(most_padded);
   }
 
   void operator()(int64_t group) {
@@ -73,6 +70,7 @@ class BackwardWorker {
     Partial<Real>& partial = partials_[l][group];
     if (p.grad_weight) partial.feedforward.allocate_zero(layer.feedforward.packed_size());
     if (p.grad_recurrent_weight) partial.recurrence.allocate_zero(layer.recurrence.packed_size());
+    if (p.grad_inhibitory_weight) partial.inhibition.allocate_zero(layer.inhibition.packed_size());
     if (p.grad_bias) partial.bias.allocate_zero(layer.shape.padded_channels());
   }
 
@@ -107,8 +105,9 @@ class BackwardWorker {
     Buffer<Real> pending(layer.delay ? s.grad_current.size() : 0);
     if (layer.delay) load_samples(p.grad_pending, layer.shape, pending);
     for (int r = 0; r < samples_; ++r)
-      copy_to_halo(layer, (layer.delay ? pending : s.grad_current).data() + r * layer.shape.padded_size(),
+      copy_to_halo(layer.shape, layer.halo(), (layer.delay ? pending : s.grad_current).data() + r * layer.shape.padded_size(),
                    s.grad_injected.data() + r * layer.halo_size());
+    if (layer.n_inhibitory) s.inhibition.start_block(p, first_sample_, samples_);
     if (layer.kind == Kind::lif && !layer.detach_reset) {
       for (int r = 0; r < samples_; ++r)
         load_kept_row(layer, kept_row(l, r, problem_.n_steps), constants_[l].threshold,
@@ -158,64 +157,47 @@ class BackwardWorker {
     if (layer.kind == Kind::current) {
       for (int r = 0; r < samples_; ++r)
         for (int q = 0; q < steps_; ++q)
-          copy_to_halo(layer, spike_row(l, r, q), current_row(l, r, q));
+          copy_to_halo(layer.shape, layer.halo(), spike_row(l, r, q), current_row(l, r, q));
     } else {
       for (int r = 0; r < samples_; ++r)
         std::copy_n(injected_row(l, r), layer.halo_size(), current_row(l, r, steps_ - 1));
+      if (layer.n_inhibitory) state_[l].inhibition.start_slice(spike_row(l, 0, 0), samples_, steps_);
       for (int q = steps_ - 1; q >= 0; --q) {
-        if (layer.recurrent) add_recurrent_gradient(l, q);
+        add_recurrent_gradient(l, q);
         for (int r = 0; r < samples_; ++r) retreat(l, r, q);
       }
     }
     add_weight_gradients(l, group);
     if (l > 0)
-      input_gradient(l, state_[l - 1].grad_spikes.data());
+      input_gradient(l, plan_.layers[l - 1].shape, state_[l - 1].grad_spikes.data());
     else if (problem_.grad_input)
       finish_input_gradient();
   }
 
   // The gradient of the last layer's output, into the rows its gradient of spikes stands in.
   void load_output_gradient(size_t l) {
-    const Shape& shape = plan_.layers[l].shape;
+    const Shape &shape = plan_.layers[l].shape, emitted = plan_.layers[l].emitted();
     for (int r = 0; r < samples_; ++r)
       for (int q = 0; q < steps_; ++q) {
         Real* to = spike_row(l, r, q);
         std::fill(to, to + shape.padded_size(), Real(0));  // pads too: the recurrent product adds to them
         if (problem_.grad_output)
-          to_channels_last(shape,
-                           sample(problem_.grad_output, shape,
+          to_channels_last(emitted,
+                           sample(problem_.grad_output, emitted,
                                   (word_ * kWordSteps + first_ + q) * problem_.batch + first_sample_ + r),
-                           to);
+                           shape.padded_channels(), to);
       }
   }
 
-  void copy_to_halo(const Layer& layer, const Real* from, Real* to) {
-    const int row = layer.shape.width * layer.shape.padded_channels();
-    to += layer.halo() * layer.shape.padded_channels();
-    for (int y = 0; y < layer.shape.height; ++y) std::copy(from + y * row, from + (y + 1) * row, to + y * layer.halo_row());
-  }
-
-  // grad_spikes += V^T grad_currents at one step: rows are the samples, or the positions along a row of the map.
+  // grad_spikes += V^T grad_currents at one step.
   void add_recurrent_gradient(size_t l, int q) {
-    const Connection& c = plan_.layers[l].recurrence;
-    Product<Real> p{current_row(l, 0, q), 0, nullptr, 0, weights_[l].recurrence.data(), c.in.padded_channels(),
-                    spike_row(l, 0, q), 0, true};
-    if (c.in.positions() == 1) {
-      p.in_pitch = blocking_.steps * plan_.layers[l].halo_size();
-      p.out_pitch = blocking_.steps * plan_.layers[l].shape.padded_size();
-      p.segments = c.row_targets.data(), p.n_segments = 1;
-      product<InLayout::strided>(p, samples_);
-      return;
-    }
-    p.in_pitch = p.out_pitch = c.in.padded_channels();
-    for (int r = 0; r < samples_; ++r)
-      for (int y = 0; y < c.in.height; ++y) {
-        p.in = current_row(l, r, q);
-        p.out = spike_row(l, r, q) + int64_t(y) * c.in.width * c.in.padded_channels();
-        p.segments = c.row_targets.data() + c.first_row_target[y];
-        p.n_segments = c.first_row_target[y + 1] - c.first_row_target[y];
-        p.in_pitch == kBlock ? product<InLayout::block>(p, c.in.width) : product<InLayout::strided>(p, c.in.width);
-      }
+    const Layer& layer = plan_.layers[l];
+    if (layer.recurrent)
+      add_lateral_gradient<Real>(layer.recurrence, weights_[l].recurrence.data(), layer.recurrence.in.padded_channels(),
+                                 {current_row(l, 0, q), blocking_.steps * layer.halo_size()},
+                                 {spike_row(l, 0, q), blocking_.steps * layer.shape.padded_size()}, samples_);
+    if (layer.n_inhibitory)
+      state_[l].inhibition.add_spike_gradient(weights_[l].inhibition, q, spike_row(l, 0, q), samples_);
   }
 
   // From the gradients at n + 1 to those at n (see lif_step.h); also leaves dL/dJ[n-1] in the row of the step before.
@@ -228,8 +210,6 @@ class BackwardWorker {
       layer.delay ? retreat_lif<false, true>(l, r, q) : retreat_lif<false, false>(l, r, q);
   }
 
-  using Run = NeuronRun<Real, Kept>;
-
   template <bool detach, bool delayed>
   void retreat_lif(size_t l, int r, int q) {
     const Layer& layer = plan_.layers[l];
@@ -237,37 +217,18 @@ class BackwardWorker {
     const Shape& shape = layer.shape;
     const int64_t at = r * shape.padded_size(), n = word_ * kWordSteps + first_ + q;
     const int64_t word_pitch = problem_.batch * shape.size();
-    const int bit = first_ + q, channels = shape.padded_channels();
+    const int bit = first_ + q;
     const int32_t* words = problem_.layers[l].words + word_ * word_pitch + (first_sample_ + r) * shape.size();
     // Was the neuron reset on the way to this step? Then its membrane is 0, not what was charged.
     const int32_t* words_before = n == 0 ? nullptr : bit > 0 ? words : words - word_pitch;
-    Run run{s.grad_membrane.data() + at, s.grad_current.data() + at, detach ? nullptr : s.next_charged.data() + at,
-            row_before(l, r, q) + layer.halo() * channels, spike_row(l, r, q), s.grad_counts.data() + at,
-            kept_row(l, r, n), words, words_before};
-    const bool whole = shape.channels == channels;
-    const int length = whole ? shape.width * channels : channels;
-    for (int y = 0; y < shape.height; ++y) {
-      Real* const row_start = run.grad_before;
-      for (int x = 0; x < shape.width; x += length / channels) {
-        if (whole) {
-          retreat_run<detach, delayed>(layer, constants_[l], run, length, bit);
-        } else {
-          Run padded = run;  // the pads of these copies stay zero
-          padded.kept = std::copy_n(run.kept, shape.channels, kept_.data()) - shape.channels;
-          padded.words = std::copy_n(run.words, shape.channels, words_.data()) - shape.channels;
-          if (!detach && run.words_before)
-            padded.words_before = std::copy_n(run.words_before, shape.channels, words_before_.data()) - shape.channels;
-          retreat_run<detach, delayed>(layer, constants_[l], padded, length, bit);
-        }
-        run.grad_membrane += length, run.grad_current += length, run.grad_before += length;
-        run.grad_spikes += length, run.grad_counts += length;
-        if (!detach) run.next_charged += length;
-        const int advance = whole ? length : shape.channels;
-        run.kept += advance, run.words += advance;
-        if (run.words_before) run.words_before += advance;
-      }
-      run.grad_before = row_start + layer.halo_row();
-    }
+    NeuronRun<Real, Kept> run{s.grad_membrane.data() + at, s.grad_current.data() + at,
+                              detach ? nullptr : s.next_charged.data() + at,
+                              row_before(l, r, q) + layer.halo() * shape.padded_channels(), nullptr, nullptr,
+                              spike_row(l, r, q), s.grad_counts.data() + at, kept_row(l, r, n), words, words_before};
+    if (!layer.n_inhibitory)
+      return retreat_map<detach, delayed>(layer, constants_[l], OnePopulation<Real>{constants_[l]}, run, bit, copies_);
+    run.grad_inhibitory = s.inhibition.grad_inhibitory(r), run.grad_inhibitory_before = s.inhibition.before(r, q);
+    retreat_map<detach, delayed>(layer, constants_[l], s.inhibition.constants, run, bit, copies_);
   }
 
   void retreat_readout(size_t l, int r, int q) {
@@ -295,8 +256,10 @@ class BackwardWorker {
     const LayerPointers& p = problem_.layers[l];
     Partial<Real>& partial = partials_[l][group];
     const Rows<Real> rows{current_row(l, 0, 0), layer.halo_size(), blocking_.steps * layer.halo_size(), samples_};
-    const auto spikes_of = [&](const void* words, const Shape& shape) {
-      return static_cast<const int32_t*>(words) + (word_ * problem_.batch + first_sample_) * shape.size();
+    const auto spikes_of = [&](const void* words, const Shape& shape, int first_channel = 0) {
+      return SourceWords{static_cast<const int32_t*>(words) +
+                             (word_ * problem_.batch + first_sample_) * shape.size() + first_channel,
+                         shape};
     };
     if (p.grad_weight && l == 0 && problem_.input.kind != InputKind::bits) {
       for (int r = 0; r < samples_; ++r) {
@@ -308,12 +271,16 @@ class BackwardWorker {
       }
     } else if (p.grad_weight) {
       const void* source = l ? problem_.layers[l - 1].words : problem_.input.data;
-      weight_gradient_events(layer.feedforward, spikes_of(source, layer.feedforward.in), first_, steps_, rows, active_,
+      const Shape& shape = l ? plan_.layers[l - 1].shape : layer.feedforward.in;
+      weight_gradient_events(layer.feedforward, spikes_of(source, shape), first_, steps_, rows, active_,
                              partial.feedforward.data());
     }
     if (p.grad_recurrent_weight)
       weight_gradient_events(layer.recurrence, spikes_of(p.words, layer.shape), first_, steps_, rows, active_,
                              partial.recurrence.data());
+    if (p.grad_inhibitory_weight)
+      weight_gradient_events(layer.inhibition, spikes_of(p.words, layer.shape, layer.emitted().channels), first_, steps_,
+                             state_[l].inhibition.rows(samples_), active_, partial.inhibition.data());
     if (p.grad_bias)
       for (int r = 0; r < samples_; ++r)
         for (int q = 0; q < steps_; ++q)
@@ -324,11 +291,12 @@ class BackwardWorker {
                   layer.shape.padded_channels());
   }
 
-  // W^T dL/dJ for every source position; rows are the steps of the slice.
-  void input_gradient(size_t l, Real* to) {
+  // W^T dL/dJ for every source position; rows are the steps of the slice. `to` holds maps of the shape `source`, of which
+  // the connection may hear the first channels only.
+  void input_gradient(size_t l, const Shape& source, Real* to) {
     const Layer& layer = plan_.layers[l];
     const Connection& c = layer.feedforward;
-    const int64_t pitch = c.in.padded_size();
+    const int64_t pitch = source.padded_size();
     const bool narrow = c.in.padded_channels() == kBlock;
     for (int r = 0; r < samples_; ++r) {
       const Real* rows = current_row(l, r, 0);
@@ -338,7 +306,7 @@ class BackwardWorker {
                                  c.exact_targets.data() + c.first_target[p],
                                  c.first_target[p + 1] - c.first_target[p],
                                  weights_[l].feedforward.data(), c.in.padded_channels(),
-                                 to + int64_t(r) * blocking_.steps * pitch + int64_t(p) * c.in.padded_channels(), pitch,
+                                 to + int64_t(r) * blocking_.steps * pitch + int64_t(p) * source.padded_channels(), pitch,
                                  false};
         narrow ? product<InLayout::transposed>(work, steps_) : product<InLayout::strided>(work, steps_);
       }
@@ -348,7 +316,7 @@ class BackwardWorker {
   void finish_input_gradient() {
     const Layer& layer = plan_.layers[0];
     const Shape shape = plan_.input_shape();
-    if (layer.has_feedforward) input_gradient(0, input_rows_.data());
+    if (layer.has_feedforward) input_gradient(0, shape, input_rows_.data());
     for (int r = 0; r < samples_; ++r)
       for (int q = 0; q < steps_; ++q) {
         Real* to = sample(problem_.grad_input, shape, (word_ * kWordSteps + first_ + q) * problem_.batch + first_sample_ + r);
@@ -369,6 +337,7 @@ class BackwardWorker {
         from_channels_last(layer.shape, s.grad_membrane.data() + at, sample(p.grad_membrane0, layer.shape, b));
       if (p.grad_current0)
         from_channels_last(layer.shape, s.grad_current.data() + at, sample(p.grad_current0, layer.shape, b));
+      if (layer.n_inhibitory) s.inhibition.finish_sample(p, b, r);
       if (p.grad_pending0 && layer.delay)
         from_channels_last(layer.shape, injected_row(l, r) + layer.halo() * layer.shape.padded_channels(),
                            layer.halo_row(), sample(p.grad_pending0, layer.shape, b));
@@ -383,8 +352,7 @@ class BackwardWorker {
   std::vector<LayerState<Real>> state_;
   std::vector<NeuronConstants<Real>> constants_;
   Buffer<Real> input_rows_, transposed_;
-  Buffer<Kept> kept_;
-  Buffer<int32_t> words_, words_before_;
+  PaddedPosition<Kept> copies_;
   ActiveChannels active_{0};
   int64_t first_sample_ = 0, word_ = 0;
   int samples_ = 0, first_ = 0, steps_ = 0;

@@ -126,6 +126,16 @@ PYBIND11_MODULE(_C, m) {
   FASTLIF_ADDRESS(grad_membrane0);
   FASTLIF_ADDRESS(grad_current0);
   FASTLIF_ADDRESS(grad_pending0);
+  FASTLIF_ADDRESS(inhibitory_weight);
+  FASTLIF_ADDRESS(inhibitory0);
+  FASTLIF_ADDRESS(pending_inhibitory0);
+  FASTLIF_ADDRESS(inhibitory);
+  FASTLIF_ADDRESS(pending_inhibitory);
+  FASTLIF_ADDRESS(grad_inhibitory);
+  FASTLIF_ADDRESS(grad_pending_inhibitory);
+  FASTLIF_ADDRESS(grad_inhibitory_weight);
+  FASTLIF_ADDRESS(grad_inhibitory0);
+  FASTLIF_ADDRESS(grad_pending_inhibitory0);
 #undef FASTLIF_ADDRESS
 
   py::class_<Problem>(m, "Problem")

@@ -35,27 +35,36 @@ void unpack_weights(const Connection& c, const Real* packed, Real* weight) {
           *weight++ = packed[((int64_t(i) * c.kernel_h + ky) * c.kernel_w + c.slot_of_tap[kx]) * out_channels + o];
 }
 
-// Packed weights to [kernel_h][slot][out, padded][in, padded], the order in which input gradients read them.
+// Packed weights to [kernel_h][slot][out, padded][in, padded], the order in which input gradients read them. Source
+// channels begin at column `first`; the columns around them are zero.
 template <class Real>
-void transpose_weights(const Connection& c, const Buffer<Real>& packed, Buffer<Real>& transposed) {
-  const int64_t out_channels = c.out.padded_channels(), in_channels = c.in.padded_channels();
-  transposed.allocate_zero(c.packed_transposed_size());
+void transpose_weights(const Connection& c, const Buffer<Real>& packed, Buffer<Real>& transposed, int first = 0) {
+  const int64_t out_channels = c.out.padded_channels(), in_channels = padded(first + c.in.channels);
+  transposed.allocate_zero(c.taps() * out_channels * in_channels);
   for (int i = 0; i < c.in.channels; ++i)
     for (int tap = 0; tap < c.taps(); ++tap)
       for (int o = 0; o < c.out.channels; ++o)
-        transposed[(tap * out_channels + o) * in_channels + i] = packed[(int64_t(i) * c.taps() + tap) * out_channels + o];
+        transposed[(tap * out_channels + o) * in_channels + first + i] =
+            packed[(int64_t(i) * c.taps() + tap) * out_channels + o];
 }
 
-// (channels, positions) as torch stores it to channels last with padded channels; pads are left alone.
+// (channels, positions) as torch stores it to channels last, `pitch` elements from one position to the next; what lies
+// behind the channels is left alone.
 template <class Real>
-void to_channels_last(const Shape& shape, const Real* from, Real* to) {
+void to_channels_last(const Shape& shape, const Real* from, int pitch, Real* to) {
   if (shape.positions() == 1) {
     std::copy(from, from + shape.channels, to);
     return;
   }
-  const int positions = shape.positions(), pitch = shape.padded_channels();
+  const int positions = shape.positions();
   for (int c = 0; c < shape.channels; ++c)
     for (int p = 0; p < positions; ++p) to[int64_t(p) * pitch + c] = from[int64_t(c) * positions + p];
+}
+
+// The same with padded channels.
+template <class Real>
+void to_channels_last(const Shape& shape, const Real* from, Real* to) {
+  to_channels_last(shape, from, shape.padded_channels(), to);
 }
 
 // The inverse. `from` may have rows with a halo; row_pitch is the distance between its rows in elements.
@@ -74,6 +83,14 @@ void from_channels_last(const Shape& shape, const Real* from, int64_t row_pitch,
 template <class Real>
 void from_channels_last(const Shape& shape, const Real* from, Real* to) {
   from_channels_last(shape, from, int64_t(shape.width) * shape.padded_channels(), to);
+}
+
+// A map to the same map with `halo` extra positions at both ends of its rows, which are left alone.
+template <class Real>
+void copy_to_halo(const Shape& shape, int halo, const Real* from, Real* to) {
+  const int row = shape.width * shape.padded_channels(), row_with_halo = row + 2 * halo * shape.padded_channels();
+  to += halo * shape.padded_channels();
+  for (int y = 0; y < shape.height; ++y) std::copy(from + y * row, from + (y + 1) * row, to + y * row_with_halo);
 }
 
 // Codes of the neurons of a map: position << 16 | channel, `pitch` entries a position, of which the channels count.

@@ -21,13 +21,17 @@ struct Input {
 struct LayerPointers {
   const void *weight = nullptr, *bias = nullptr, *recurrent_weight = nullptr;
   const void *membrane0 = nullptr, *current0 = nullptr, *pending0 = nullptr;
+  const void *inhibitory_weight = nullptr, *inhibitory0 = nullptr, *pending_inhibitory0 = nullptr;
   void* kept = nullptr;      // (batch, steps [+ 1 when the reset is differentiated], neurons channels last): membrane - threshold
   int32_t* words = nullptr;  // [word][batch][neuron, channels last]
   void* counts = nullptr;    // (batch, channels, positions)
   void *membrane = nullptr, *current = nullptr, *pending = nullptr;  // final state
+  void *inhibitory = nullptr, *pending_inhibitory = nullptr;
   const void *grad_counts = nullptr, *grad_membrane = nullptr, *grad_current = nullptr, *grad_pending = nullptr;
   void *grad_weight = nullptr, *grad_bias = nullptr, *grad_recurrent_weight = nullptr;
   void *grad_membrane0 = nullptr, *grad_current0 = nullptr, *grad_pending0 = nullptr;
+  const void *grad_inhibitory = nullptr, *grad_pending_inhibitory = nullptr;
+  void *grad_inhibitory_weight = nullptr, *grad_inhibitory0 = nullptr, *grad_pending_inhibitory0 = nullptr;
 };
 
 struct Problem {

@@ -1,8 +1,7 @@
 // Forward: one sample after the other, 32 steps at a time through all layers, so that state, currents and events stay in
 // the first-level cache. Compiled once per instruction set, without contraction into fused multiply-adds: results are
 // then the same on all of them, and as PyTorch rounds.
-#include "block.h"
-#include "lif_step.h"
+#include "advance.h"
 
 namespace fastlif {
 namespace FASTLIF_ISA {
@@ -72,15 +71,16 @@ void inject_values(const Connection& c, const Real* weights, const Real* values,
 
 template <class Real>
 struct SharedWeights {
-  Buffer<Real> feedforward, recurrence, bias;  // bias: a whole map, channels last
+  Buffer<Real> feedforward, recurrence, inhibition, bias;  // bias: a whole map, channels last
 };
 
 template <class Real>
 struct LayerState {
   Buffer<Real> membrane, current, injected[2], best;
   Buffer<int32_t> words, best_step, counts;
-  Events events;
+  Events events;  // of the neurons that the layer emits
   Buffer<uint32_t> codes;
+  InhibitoryState<Real> inhibition;
 };
 
 template <class Real, class Kept>
@@ -104,9 +104,10 @@ class ForwardWorker {
       if (layer.kind == Kind::lif) {
         s.words.allocate(n), s.counts.allocate(n);
         s.events.reserve(layer.shape.size());
-        s.codes = neuron_codes(layer.shape, layer.shape.padded_channels());
+        s.codes = layer_codes(layer);
         most_events = std::max(most_events, layer.shape.size());
       }
+      if (layer.n_inhibitory) s.inhibition.allocate(layer);
       if (layer.kind == Kind::readout_max) s.best.allocate(n), s.best_step.allocate(n);
     }
     rows_.allocate(most_events);
@@ -146,6 +147,9 @@ class ForwardWorker {
     if (p.membrane0) to_channels_last(layer.shape, sample(p.membrane0, layer.shape, b), s.membrane.data());
     if (p.current0) to_channels_last(layer.shape, sample(p.current0, layer.shape, b), s.current.data());
     if (p.pending0 && layer.delay) to_channels_last(layer.shape, sample(p.pending0, layer.shape, b), s.injected[1].data());
+    if (layer.n_inhibitory)
+      s.inhibition.start_sample(layer, p.inhibitory0 ? sample(p.inhibitory0, layer.shape, b) : nullptr,
+                                p.pending_inhibitory0 ? sample(p.pending_inhibitory0, layer.shape, b) : nullptr);
     if (layer.kind == Kind::lif) s.counts.zero();
     if (layer.kind == Kind::readout_max) {
       std::copy(s.membrane.data(), s.membrane.data() + s.membrane.size(), s.best.data());
@@ -165,9 +169,10 @@ class ForwardWorker {
       // Training without bias and with whole blocks of channels is the common case: no tests inside its loop.
       const bool plain = problem_.layers[l].kept && layer.detach_reset && !weights_[l].bias.size() &&
                          layer.shape.channels % kBlock == 0;
-      n == 0  ? advance_lif<true, false>(l, b, n, q)
-      : plain ? advance_lif<false, true>(l, b, n, q)
-              : advance_lif<false, false>(l, b, n, q);
+      if (layer.n_inhibitory)
+        advance_lif(l, b, n, q, plain, state_[l].inhibition.constants);
+      else
+        advance_lif(l, b, n, q, plain, OnePopulation<Real>{constants_[l]});
     } else if (layer.kind != Kind::current) {
       n == 0 ? advance_readout<true>(l, b, n) : advance_readout<false>(l, b, n);
     } else {
@@ -205,65 +210,30 @@ class ForwardWorker {
       const Events& own = state_[l].events;
       inject_events(layer.recurrence, weights_[l].recurrence.data(), own.step(q), own.count[q], rows_.data(), to);
     }
+    if (layer.n_inhibitory) {
+      InhibitoryState<Real>& own = state_[l].inhibition;
+      inject_events(layer.inhibition, weights_[l].inhibition.data(), own.events.step(q), own.events.count[q], rows_.data(),
+                    own.injected_at(layer, n));
+    }
   }
 
-  // Emits S[n], moves the current to I[n] and the membrane to U[n+1], leaves the bias in the injected current.
-  template <bool first, bool plain>
-  void advance_lif(size_t l, int64_t b, int64_t n, int q) {
+  // `plain`: the common case, without tests inside its loop.
+  template <class Populations>
+  void advance_lif(size_t l, int64_t b, int64_t n, int q, bool plain, const Populations& populations) {
     const Layer& layer = plan_.layers[l];
     LayerState<Real>& s = state_[l];
-    const NeuronConstants<Real>& k = constants_[l];
-    const Shape& shape = layer.shape;
-    Real *membrane = s.membrane.data(), *current = s.current.data(), *into = injected(l, n);
-    const Real* bias = !plain && weights_[l].bias.size() ? weights_[l].bias.data() : nullptr;
-    int32_t* words = s.words.data();
-    const uint32_t* codes = s.codes.data();
-    uint32_t* events = s.events.step(q);
     Kept* kept = static_cast<Kept*>(problem_.layers[l].kept);
-    const bool keeps = plain || kept;
-    if (keeps) kept += (b * problem_.kept_rows(layer) + n) * shape.size();
-    const bool keep_unreset = !plain && !layer.detach_reset;
-    if (first && keeps && keep_unreset) keep_start(shape, membrane, k.threshold, kept);
-    if (keeps && keep_unreset) kept += shape.size();  // row n + 1 holds U[n+1] before the reset
-    const auto bit = typename S::words{} + int32_t(uint32_t(1) << q);
-    const int channels = shape.padded_channels();
-    for (int p = 0; p < shape.positions(); ++p)
-      for (int c = 0; c < channels; c += kBlock) {
-        unsigned fired = 0;
-        alignas(64) Kept tail[kBlock];
-        const int valid = plain ? kBlock : std::min(kBlock, shape.channels - c);
-        Kept* keep = valid == kBlock ? kept : tail;
-#pragma GCC unroll 4
-        for (int v = 0; v < kBlock; v += S::lanes) {
-          auto u = S::load(membrane + v), i = S::load(current + v);
-          if (!first) i = next_current(k, i, S::load(into + v));
-          const typename S::mask spike = u > k.threshold;
-          S::store_words(words + v, S::load_words(words + v) | (S::narrow(spike) & bit));
-          fired |= movemask(spike) << v;
-          const auto charged = charged_membrane(k, u, i);
-          if (keeps) store_kept(keep + v, (keep_unreset ? charged : u) - k.threshold);
-          S::store(membrane + v, S::select(spike, typename S::vec{}, charged));
-          S::store(current + v, i);
-          S::store(into + v, bias ? S::load(bias + v) : typename S::vec{});
-        }
-        if (keeps && valid < kBlock) std::copy(tail, tail + valid, kept);
-        events += append_codes(codes, fired, events);
-        membrane += kBlock, current += kBlock, into += kBlock, words += kBlock, codes += kBlock;
-        if (bias) bias += kBlock;
-        if (keeps) kept += valid;
-      }
-    s.events.count[q] = int(events - s.events.step(q));
-  }
-
-  void keep_start(const Shape& shape, const Real* membrane, Real threshold, Kept* kept) {
-    alignas(64) Kept tail[kBlock];
-    for (int p = 0; p < shape.positions(); ++p)
-      for (int c = 0; c < shape.padded_channels(); c += kBlock) {
-        const int valid = std::min(kBlock, shape.channels - c);
-        for (int v = 0; v < kBlock; v += S::lanes) store_kept(tail + v, S::load(membrane + v) - threshold);
-        std::copy(tail, tail + valid, kept);
-        kept += valid, membrane += kBlock;
-      }
+    if (kept) kept += (b * problem_.kept_rows(layer) + n) * layer.shape.size();
+    SpikingNeurons<Real, Kept> neurons{
+        s.membrane.data(), s.current.data(), injected(l, n), s.inhibition.current.data(),
+        s.inhibition.injected_at(layer, n), weights_[l].bias.size() ? weights_[l].bias.data() : nullptr, s.words.data(),
+        s.codes.data(), s.events.step(q), s.inhibition.events.step(q), kept};
+    n == 0  ? advance<true, false>(layer, constants_[l], populations, neurons, q)
+    : plain ? advance<false, true>(layer, constants_[l], populations, neurons, q)
+            : advance<false, false>(layer, constants_[l], populations, neurons, q);
+    s.events.count[q] = int(neurons.events - s.events.step(q));
+    if (layer.n_inhibitory)
+      s.inhibition.events.count[q] = int(neurons.inhibitory_events - s.inhibition.events.step(q));
   }
 
   template <bool first>
@@ -298,7 +268,7 @@ class ForwardWorker {
 
   // Hands out what 32 steps of a spiking layer gave: words, counts, and dense spikes of the last layer.
   void finish_word(size_t l, int64_t b, int64_t word, int steps) {
-    const Shape& shape = plan_.layers[l].shape;
+    const Shape &shape = plan_.layers[l].shape, emitted = plan_.layers[l].emitted();
     LayerState<Real>& s = state_[l];
     for (int64_t i = 0; i < s.words.size(); ++i) s.counts[i] += __builtin_popcount(uint32_t(s.words[i]));
     if (problem_.layers[l].words) {
@@ -308,11 +278,11 @@ class ForwardWorker {
     }
     if (l + 1 < plan_.layers.size() || !problem_.output) return;
     for (int q = 0; q < steps; ++q) {
-      Real* to = sample(problem_.output, shape, (word * kWordSteps + q) * problem_.batch + b);
-      std::fill(to, to + shape.size(), Real(0));
+      Real* to = sample(problem_.output, emitted, (word * kWordSteps + q) * problem_.batch + b);
+      std::fill(to, to + emitted.size(), Real(0));
       const uint32_t* codes = s.events.step(q);
       for (int e = 0; e < s.events.count[q]; ++e)
-        to[int64_t(event_channel(codes[e])) * shape.positions() + event_position(codes[e])] = Real(1);
+        to[int64_t(event_channel(codes[e])) * emitted.positions() + event_position(codes[e])] = Real(1);
     }
   }
 
@@ -322,14 +292,18 @@ class ForwardWorker {
     LayerState<Real>& s = state_[l];
     const Shape& shape = layer.shape;
     if (layer.kind == Kind::current) return;
-    const NeuronConstants<Real>& k = constants_[l];
     const int64_t n = problem_.n_steps;
     const Real* last = injected(l, n);  // J[n - 1 - delay]
-    for (int64_t v = 0; v < s.current.size(); v += S::lanes)
-      S::store(s.current.data() + v, next_current(k, S::load(s.current.data() + v), S::load(last + v)));
+    if (layer.n_inhibitory)
+      finish_current(layer.shape, s.inhibition.constants, last, s.current);
+    else
+      finish_current(layer.shape, OnePopulation<Real>{constants_[l]}, last, s.current);
     if (p.membrane) from_channels_last(shape, s.membrane.data(), sample(p.membrane, shape, b));
     if (p.current) from_channels_last(shape, s.current.data(), sample(p.current, shape, b));
     if (p.pending && layer.delay) from_channels_last(shape, injected(l, n - 1), sample(p.pending, shape, b));
+    if (layer.n_inhibitory)
+      s.inhibition.finish_sample(layer, n, p.inhibitory ? sample(p.inhibitory, shape, b) : nullptr,
+                                 p.pending_inhibitory ? sample(p.pending_inhibitory, shape, b) : nullptr);
     if (p.counts) {
       // The injected current is not needed any more: room for the counts as numbers.
       Real* counts = injected(l, n);
@@ -362,6 +336,8 @@ void run_forward(const Problem& problem) {
       pack_weights(layer.feedforward, static_cast<const Real*>(p.weight), weights[l].feedforward);
     if (layer.recurrent)
       pack_weights(layer.recurrence, static_cast<const Real*>(p.recurrent_weight), weights[l].recurrence);
+    if (layer.n_inhibitory)
+      pack_weights(layer.inhibition, static_cast<const Real*>(p.inhibitory_weight), weights[l].inhibition);
     if (p.bias) {
       weights[l].bias.allocate_zero(layer.shape.padded_size());
       for (int i = 0; i < layer.shape.positions(); ++i)

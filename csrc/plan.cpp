@@ -126,8 +126,9 @@ Plan Plan::decode(const std::vector<int64_t>& ints, const std::vector<double>& f
     layer.inhibitory_neurons = {f[6], f[7], f[8]};
     // Offsets into one map and into the weights of one source channel are 32-bit.
     const int64_t channels = layer.shape.padded_channels();
-    const int64_t halo_size = (int64_t(layer.shape.width) + 2 * layer.halo()) * layer.shape.height * channels;
-    const int64_t taps = std::max(layer.feedforward.taps(), layer.recurrence.taps());
+    const int64_t halo = std::max(layer.halo(), layer.inhibition.halo);
+    const int64_t halo_size = (layer.shape.width + 2 * halo) * layer.shape.height * channels;
+    const int64_t taps = std::max({layer.feedforward.taps(), layer.recurrence.taps(), layer.inhibition.taps()});
     if (halo_size > INT32_MAX || taps * channels > INT32_MAX)
       throw std::invalid_argument("layer " + std::to_string(l) + ": a map of " + std::to_string(halo_size) +
                                   " neurons or kernels of " + std::to_string(taps * channels) +

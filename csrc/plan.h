@@ -50,7 +50,6 @@ struct Connection {
 
   int64_t taps() const { return int64_t(kernel_h) * kernel_w; }
   int64_t packed_size() const { return int64_t(in.channels) * taps() * out.padded_channels(); }
-  int64_t packed_transposed_size() const { return int64_t(taps()) * out.padded_channels() * in.padded_channels(); }
   int halo_row() const { return (out.width + 2 * halo) * out.padded_channels(); }  // elements in a row with halo
   void build();  // fills the tables; halo must be set
 };

@@ -80,15 +80,22 @@ inline int active_channels(const int32_t* words, int channels, int64_t sample_pi
   return n;
 }
 
+// Words of a block of samples, channels last: of a connection's sources, which may be some channels of their layer only.
+struct SourceWords {
+  const int32_t* data;  // the first source's
+  const Shape& layer;
+};
+
 // Weight gradient of one connection for a block of samples and a slice: for every spike, the gradients of the currents
-// it reached. words: of the source, one sample after the other, channels last; bit `first` is the first step of `rows`.
+// it reached. Bit `first` of the words is the first step of `rows`.
 template <class Real>
-void weight_gradient_events(const Connection& c, const int32_t* words, int first, int steps, const Rows<Real>& rows,
+void weight_gradient_events(const Connection& c, const SourceWords& source, int first, int steps, const Rows<Real>& rows,
                             ActiveChannels& active, Real* gradient) {
-  const int64_t channel_pitch = int64_t(c.taps()) * c.out.padded_channels(), size = c.in.size();
+  const int64_t channel_pitch = int64_t(c.taps()) * c.out.padded_channels(), size = source.layer.size();
+  const int32_t* words = source.data;
   const uint32_t mask = steps == kWordSteps ? ~uint32_t(0) : (uint32_t(1) << steps) - 1;
   uint32_t bits[kMostBlock];
-  for (int p = 0; p < c.in.positions(); ++p, words += c.in.channels) {
+  for (int p = 0; p < c.in.positions(); ++p, words += source.layer.channels) {
     const int n = active_channels(words, c.in.channels, size, rows.samples, mask << first, active);
     const Target *begin = c.targets.data() + c.first_target[p], *end = c.targets.data() + c.first_target[p + 1];
     for (int i = 0; i < n; ++i) {

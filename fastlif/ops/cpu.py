@@ -26,7 +26,7 @@ from fastlif.ops.plan import LayerPlan, lacking
 from fastlif.spikes import pack_words
 
 BITS, VALUES, CURRENT = range(3)  # kinds of input, as in csrc/engine.h
-SUPPORTED: tuple[str, ...] = ()  # of what `lacking` asks for
+SUPPORTED: tuple[str, ...] = ("inhibition",)  # of what `lacking` asks for
 LARGE = 1 << 22  # bytes; below, torch's allocator is as good
 
 
@@ -94,8 +94,9 @@ def _pointers(tensors: Sequence[Tensor]) -> list[Any]:
     layers = []
     for own in per_layer(tensors):
         p = extension.load().LayerPointers()
-        p.weight, p.bias, p.recurrent_weight = map(_address, own[:3])
-        p.membrane0, p.current0, p.pending0 = map(_address, own[FIRST_STATE : FIRST_STATE + 3])
+        p.weight, p.bias, p.recurrent_weight, p.inhibitory_weight = map(_address, own[:FIRST_STATE])
+        states = map(_address, own[FIRST_STATE:])
+        p.membrane0, p.current0, p.pending0, p.inhibitory0, p.pending_inhibitory0 = states
         layers.append(p)
     return layers
 
@@ -140,6 +141,8 @@ def forward(
         p.kept, p.words, p.counts = _address(out.kept), _address(out.words), _address(out.counts)
         p.membrane, p.current = _address(out.membrane), _address(out.synaptic_current)
         p.pending = _address(out.pending_current)
+        p.inhibitory = _address(out.inhibitory_current)
+        p.pending_inhibitory = _address(out.pending_inhibitory)
         layers.append(out)
     problem = extension.load().Problem(
         plan=_plan(shapes.ints, shapes.floats),
@@ -164,7 +167,7 @@ def forward(
 
 def backward(
     grad_output: Tensor,  # empty where absent, as all gradients here
-    grad_layers: Sequence[Tensor],  # per layer: counts, membrane, synaptic and pending current
+    grad_layers: Sequence[Tensor],  # per layer: counts and the five final states
     input: Tensor,  # as in forward; not read when its words are there
     tensors: Sequence[Tensor],
     saved: Saved,
@@ -196,10 +199,12 @@ def backward(
         p.kept, p.words = _address(saved.kept[layer]), _address(saved.words[layer])
         start = 1 + TENSORS_PER_LAYER * layer
         own = [_address(grad) for grad in grads[start : start + TENSORS_PER_LAYER]]
-        p.grad_weight, p.grad_bias, p.grad_recurrent_weight = own[:3]
+        p.grad_weight, p.grad_bias, p.grad_recurrent_weight, p.grad_inhibitory_weight = own[:4]
         p.grad_membrane0, p.grad_current0, p.grad_pending0 = own[FIRST_STATE : FIRST_STATE + 3]
+        p.grad_inhibitory0, p.grad_pending_inhibitory0 = own[FIRST_STATE + 3 :]
         given = [_address(grad) for grad in grad_layers[GRADS_PER_LAYER * layer :]]
         p.grad_counts, p.grad_membrane, p.grad_current, p.grad_pending = given[:4]
+        p.grad_inhibitory, p.grad_pending_inhibitory = given[4:GRADS_PER_LAYER]
     problem = extension.load().Problem(
         plan=_plan(shapes.ints, shapes.floats),
         n_steps=shapes.n_steps,
