@@ -15,6 +15,7 @@ from fastlif.backends import Backend, backends, release_memory
 from fastlif.graph import GraphStep
 from fastlif.layers import (
     LIF,
+    ImageEncoder,
     LIFConv1d,
     LIFConv2d,
     LIFDalianConv1d,
@@ -22,6 +23,8 @@ from fastlif.layers import (
     LIFLinear,
     LIFOutput,
     LIReadout,
+    MaxPool1d,
+    MaxPool2d,
     Sequential,
     StackOutput,
 )
@@ -37,6 +40,7 @@ __all__ = [
     "LIF",
     "Backend",
     "GraphStep",
+    "ImageEncoder",
     "LIFConv1d",
     "LIFConv2d",
     "LIFDalianConv1d",
@@ -45,6 +49,8 @@ __all__ = [
     "LIFOutput",
     "LIFState",
     "LIReadout",
+    "MaxPool1d",
+    "MaxPool2d",
     "PackedSpikes",
     "Sequential",
     "StackOutput",

@@ -34,7 +34,7 @@ from fastlif.init.formulas import (
 from fastlif.init.measurement import Measurement, measure
 from fastlif.init.prediction import Prediction
 from fastlif.init.readouts import readout_
-from fastlif.init.weights import fluctuation_driven_, kaiming_, normal_
+from fastlif.init.weights import encoder_, fluctuation_driven_, kaiming_, normal_
 
 __all__ = [
     "DalianDistributions",
@@ -49,6 +49,7 @@ __all__ = [
     "centred_distribution",
     "dalian_exponential",
     "dalian_lognormal",
+    "encoder_",
     "fluctuation_driven_",
     "general_distribution",
     "kaiming_",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastlif.spikes import PackedSpikes
 
 if TYPE_CHECKING:
-    from fastlif.layers import LIF, LIReadout, StackLayer
+    from fastlif.layers import LIF, ImageEncoder, LIReadout, StackLayer
     from fastlif.layers.neuron import SynapticLIF
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -23,7 +23,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 def spiking_layers(module: nn.Module) -> dict[str, LIF]:
     """The spiking layers of a module by name, in the order of registration."""
-    from fastlif.layers import LIF
+    from fastlif.layers.neuron import LIF
 
     return _layers(module, LIF)
 
@@ -37,9 +37,16 @@ def synaptic_layers(module: nn.Module) -> dict[str, SynapticLIF]:
 
 def readout_layers(module: nn.Module) -> dict[str, LIReadout]:
     """The readouts of a module by name, in the order of registration."""
-    from fastlif.layers import LIReadout
+    from fastlif.layers.readout import LIReadout
 
     return _layers(module, LIReadout)
+
+
+def image_encoders(module: nn.Module) -> dict[str, ImageEncoder]:
+    """The encoders of images of a module by name, in the order of registration."""
+    from fastlif.layers.encoder import ImageEncoder
+
+    return _layers(module, ImageEncoder)
 
 
 def visit_inputs(

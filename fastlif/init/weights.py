@@ -19,10 +19,12 @@ from fastlif.init.formulas import (
     check_finite,
     kaiming_distribution,
     target_sigma_u,
+    unit_distribution,
 )
 from fastlif.init.prediction import Prediction, predict
 from fastlif.init.readouts import readout_
 from fastlif.init.traversal import (
+    image_encoders,
     mean_rate,
     readout_layers,
     synaptic_layers,
@@ -168,6 +170,19 @@ def normal_(
         zero_(layer.bias)
     for readout in readouts.values():
         readout_(readout, generator=generator)
+
+
+def encoder_(layer: nn.Module, *, generator: Generator | None = None) -> None:
+    """Draw an ImageEncoder in place: gains of standard deviation dt / tau_syn, as the paper does.
+
+    With such a gain a pixel's current settles near the pixel's value times N(0, 1). The biases'
+    standard deviation is 1 / sqrt(channels * fan_out).
+    """
+    encoder = image_encoders(layer).get(type(layer).__name__)
+    if encoder is not layer:
+        raise TypeError(f"layer must be an ImageEncoder, got {type(layer).__name__}")
+    draw_(encoder.weight, WeightDistribution(0.0, encoder.dt / encoder.tau_syn), generator)
+    draw_(encoder.bias, unit_distribution(encoder.bias.numel()), generator)
 
 
 def _refuse_dalian(function: str, layers: Mapping[str, SynapticLIF]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -22,9 +22,19 @@ class LIFOutput(NamedTuple):
     spike_counts: Tensor | None  # (batch, *features) per sample and neuron, differentiable
 
 
-class StackLayer(nn.Module):
+class StackMember(nn.Module):
+    """What can be part of a fused stack: layers, and pooling behind them."""
+
+    def plan(self, input_features: tuple[int, ...], n_steps: int) -> LayerPlan:
+        """What this module computes for inputs of shape (n_steps, batch, *input_features)."""
+        raise NotImplementedError
+
+
+class StackLayer(StackMember):
     """One layer of a stack. Subclasses give `plan`, `tensors` and the attributes below."""
 
+    hidden = False  # whether skip connections to a readout begin here
+    has_synapses = True  # whether spikes of another layer can be its input
     dt: float  # seconds
     batch_first: bool
     backend: str | None
@@ -34,9 +44,14 @@ class StackLayer(nn.Module):
     bias: nn.Parameter | None
     inhibitory_weight: nn.Parameter | None
 
-    def plan(self, input_features: tuple[int, ...], n_steps: int) -> LayerPlan:
-        """What this layer computes for inputs of shape (n_steps, batch, *input_features)."""
-        raise NotImplementedError
+    def skip_plan(
+        self,
+        input_features: tuple[int, ...],
+        n_steps: int,
+        skipped: Mapping[int, int],
+    ) -> LayerPlan:
+        """As `plan`, with skip connections from layers of the stack: {index: its neurons}."""
+        raise ValueError(f"skip connections end at an LIReadout, got {type(self).__name__}")
 
     def initial_state(self, batch_size: int) -> LIFState | None:
         """State a run starts from when none is given; None stands for zeros."""
@@ -47,6 +62,20 @@ class StackLayer(nn.Module):
         return LayerTensors(
             self.weight, self.bias, self.recurrent_weight, state, self.inhibitory_weight
         )
+
+    def time_first(self, input: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
+        """The input as operations take it: (time, batch, *features).
+
+        TypeError or ValueError if it is none.
+        """
+        if not isinstance(input, (Tensor, PackedSpikes)):
+            raise TypeError(f"input must be a Tensor or PackedSpikes, got {type(input).__name__}")
+        if len(input.shape) < 3:
+            order = "(batch, time, *features)" if self.batch_first else "(time, batch, *features)"
+            raise ValueError(f"input must have shape {order}, got {tuple(input.shape)}")
+        if self.batch_first and isinstance(input, Tensor):
+            return input.transpose(0, 1)
+        return input
 
     def forward(
         self,
@@ -81,38 +110,47 @@ class StackLayer(nn.Module):
 
 
 def run_layers(
-    layers: Sequence[StackLayer],
+    members: Sequence[StackMember],
     input: Tensor | PackedSpikes,
     states: Sequence[LIFState | None],
+    *,
+    skip_to_readout: bool = False,
 ) -> StackResult:
-    """Run neighbouring layers as one fused stack, input and output in their order of dimensions.
+    """Run neighbouring modules as one fused stack, input and output in their order of dimensions.
 
-    The layers must agree in batch_first, backend and (where it concerns them) exact_membrane.
+    The first is a layer, and all layers agree in batch_first, backend and (where it concerns them)
+    exact_membrane. The entry of `states` for a member that is no layer is None.
+    skip_to_readout: the last one, a readout, hears all hidden layers: the signal before it, then
+        the spikes of the other hidden layers, first to last.
     """
-    if not isinstance(input, (Tensor, PackedSpikes)):
-        raise TypeError(f"input must be a Tensor or PackedSpikes, got {type(input).__name__}")
-    batch_first = layers[0].batch_first
-    if len(input.shape) < 3:
-        order = "(batch, time, *features)" if batch_first else "(time, batch, *features)"
-        raise ValueError(f"input must have shape {order}, got {tuple(input.shape)}")
-    if batch_first and isinstance(input, Tensor):
-        input = input.transpose(0, 1)
-    n_steps, batch_size, *rest = input.shape
+    first = members[0]
+    assert isinstance(first, StackLayer)
+    signal = first.time_first(input)
+    n_steps, batch_size, *rest = signal.shape
     features = tuple(rest)
-    plans, tensors = [], []
-    for layer, state in zip(layers, states, strict=True):
-        plan = layer.plan(features, n_steps)
+    plans: list[LayerPlan] = []
+    tensors: list[LayerTensors] = []
+    sources: list[int] = []  # indices of hidden layers
+    exact_membrane = False
+    for index, (member, state) in enumerate(zip(members, states, strict=True)):
+        if skip_to_readout and member is members[-1]:
+            assert isinstance(member, StackLayer)
+            skipped = {source: math.prod(plans[source].emitted_features) for source in sources[:-1]}
+            plan = member.skip_plan(features, n_steps, skipped)
+        else:
+            plan = member.plan(features, n_steps)
+        if not isinstance(member, StackLayer):
+            tensors.append(LayerTensors())
+        else:
+            state = member.initial_state(batch_size) if state is None else state
+            tensors.append(member.tensors(state))
+            exact_membrane |= bool(member.exact_membrane)
+            if member.hidden:
+                sources.append(index)
         plans.append(plan)
-        tensors.append(layer.tensors(layer.initial_state(batch_size) if state is None else state))
         features = plan.emitted_features
-    result = ops.stack(
-        input,
-        plans,
-        tensors,
-        exact_membrane=any(layer.exact_membrane for layer in layers),
-        backend=layers[0].backend,
-    )
-    if batch_first and plans[-1].kind != "readout_max":
+    result = ops.stack(signal, plans, tensors, exact_membrane=exact_membrane, backend=first.backend)
+    if first.batch_first and plans[-1].kind != "readout_max":
         result = result._replace(output=result.output.transpose(0, 1))
     return result
 

@@ -32,6 +32,8 @@ class LIF(StackLayer):
     """
 
     recurrent = False
+    hidden = True
+    has_synapses = False
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class LIF(StackLayer):
 class SynapticLIF(LIF):
     """LIF neurons with feed-forward and, if recurrent, lateral synapses."""
 
+    has_synapses = True
     weight: nn.Parameter
     fan_in: int  # number of feed-forward synapses of one neuron
     recurrent_fan_in: int  # number of recurrent synapses of one neuron, 0 if not recurrent

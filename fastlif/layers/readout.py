@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -23,6 +24,11 @@ class LIReadout(StackLayer):
     over time, (batch, out_features); with "none" the membranes, (time, batch, out_features).
     Parameters: weight (out_features, in_features), bias (out_features,).
 
+    in_features: a number, or one per source if the readout is that of a
+        `Sequential(skip_to_readout=True)`: the signal before it, then the other hidden layers,
+        first to last. Their synapses lie side by side in weight, and each source is a connection
+        of its own where weights are drawn. The attribute in_features is the sum,
+        `source_features` the tuple.
     tau_mem: seconds; None takes the duration of the input, n_steps * dt. State a number to run a
         sequence in chunks.
     initial_membrane: membrane before the first step, if no state is given.
@@ -34,7 +40,7 @@ class LIReadout(StackLayer):
 
     def __init__(
         self,
-        in_features: int,
+        in_features: int | Sequence[int],
         out_features: int,
         bias: bool = True,
         *,
@@ -50,10 +56,13 @@ class LIReadout(StackLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_counts(in_features=in_features, out_features=out_features)
+        sources = (in_features,) if isinstance(in_features, int) else tuple(in_features)
+        for source in sources or (0,):
+            check_counts(in_features=source, out_features=out_features)
         if not math.isfinite(initial_membrane):
             raise ValueError(f"initial_membrane must be finite, got {initial_membrane}")
-        self.in_features = self.fan_in = in_features
+        self.source_features = sources
+        self.in_features = self.fan_in = sum(sources)
         self.out_features = out_features
         self.tau_mem = tau_mem
         self.tau_syn = tau_syn
@@ -63,9 +72,9 @@ class LIReadout(StackLayer):
         self.delay = delay
         self.batch_first = batch_first
         self.backend = backend
-        self.plan((in_features,), 1)  # refuses bad options here rather than in the first run
+        self.plan((self.in_features,), 1)  # refuses bad options here rather than in the first run
         self.weight = nn.Parameter(
-            torch.empty(out_features, in_features, device=device, dtype=dtype)
+            torch.empty(out_features, self.in_features, device=device, dtype=dtype)
         )
         self.register_parameter("recurrent_weight", None)
         self.register_parameter("inhibitory_weight", None)
@@ -75,12 +84,28 @@ class LIReadout(StackLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weights from N(0, 1) / sqrt(in_features); the bias becomes 0."""
+        """Draw weights from N(0, 1) / sqrt(n), n inputs of a source; the bias becomes 0."""
         readout_(self)
 
     def plan(self, input_features: tuple[int, ...], n_steps: int) -> LayerPlan:
         """What this layer computes for inputs of shape (n_steps, batch, *input_features)."""
-        check_in_features(input_features, self.in_features)
+        return self.skip_plan(input_features, n_steps, {})
+
+    def skip_plan(
+        self,
+        input_features: tuple[int, ...],
+        n_steps: int,
+        skipped: Mapping[int, int],
+    ) -> LayerPlan:
+        """As `plan`, with skip connections from layers of the stack: {index: its neurons}."""
+        sizes = (math.prod(input_features), *skipped.values())
+        if not skipped:
+            check_in_features(input_features, self.in_features)
+        elif sum(sizes) != self.in_features or self.source_features not in (sizes, (sum(sizes),)):
+            raise ValueError(
+                f"in_features must be {sizes}, the neurons before the readout and those of each "
+                f"skip, or their sum {sum(sizes)}; got {self.source_features}"
+            )
         tau_mem = n_steps * self.dt if self.tau_mem is None else self.tau_mem
         return layer_plan(
             readout_kind(self.reduction),
@@ -89,6 +114,7 @@ class LIReadout(StackLayer):
             decay_mem=decay_per_step("tau_mem", tau_mem, self.dt),
             decay_syn=decay_per_step("tau_syn", self.tau_syn, self.dt),
             delay=self.delay,
+            skips=tuple(skipped),
         )
 
     def initial_state(self, batch_size: int) -> LIFState | None:
@@ -100,7 +126,9 @@ class LIReadout(StackLayer):
 
     def extra_repr(self) -> str:
         """Arguments as in nn.Linear, then those of the units."""
+        sources = self.source_features
+        shown = sources[0] if len(sources) == 1 else sources
         return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"in_features={shown}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, {super().extra_repr()}"
         )

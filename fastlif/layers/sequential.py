@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from fastlif.layers.base import StackLayer, run_layers
+from fastlif.layers.base import StackLayer, StackMember, run_layers
+from fastlif.layers.dalian import LIFDalianLinear
 from fastlif.layers.linear import LIFLinear
 from fastlif.layers.neuron import LIF
+from fastlif.layers.pooling import MaxPool1d
 from fastlif.layers.readout import LIReadout
 from fastlif.ops import LIFState
 from fastlif.spikes import PackedSpikes
@@ -27,11 +30,22 @@ class Sequential(nn.Sequential):
     """`nn.Sequential` that moves spikes between neighbouring fastlif layers as bits.
 
     Layers run fused as long as they agree in dt, batch_first, backend, exact_membrane, dtype and
-    device; results are those of `nn.Sequential`. `nn.Flatten(2)` before a dense layer or a readout
-    is part of the stack, and so are the layers of a nested Sequential. Any other module runs
-    normally on the dense tensor it is given. A layer with hooks or with a `forward` of its own is
-    called by itself, so that these take part.
+    device; results are those of `nn.Sequential`. Part of the stack are also `MaxPool1d` and
+    `MaxPool2d` behind a spiking layer, `nn.Flatten(2)` before a dense layer or a readout, and the
+    layers of a nested Sequential. Any other module runs normally on the dense tensor it is given.
+    A layer with hooks or with a `forward` of its own is called by itself, so that these take part.
+
+    skip_to_readout: the last module, an `LIReadout`, hears every hidden layer, not the last one
+        alone: its inputs are the (flattened) signal before it and then the spikes of the other
+        hidden layers, unpooled, first to last. An `ImageEncoder` is no hidden layer. A nested
+        Sequential that has skip connections itself is called by itself.
     """
+
+    skip_to_readout = False
+
+    def __init__(self, *modules: Any, skip_to_readout: bool = False) -> None:
+        super().__init__(*modules)
+        self.skip_to_readout = skip_to_readout
 
     def forward(
         self,
@@ -43,10 +57,18 @@ class Sequential(nn.Sequential):
     ) -> Tensor | StackOutput:
         """Run all modules; states are one per fastlif layer, in order, None for a fresh start.
 
-        Returns the output alone, or a StackOutput when a flag asks for more.
+        Spike counts are one per spiking layer. Returns the output alone, or a StackOutput when a
+        flag asks for more.
         """
-        parts = list(_parts(list(_flattened(self))))
-        n_layers = sum(len(part) for part in parts if isinstance(part, list))
+        modules = list(_flattened(self))
+        parts = list(_parts(modules))
+        skips_inside = False  # whether one stack has all skip connections within it
+        if self.skip_to_readout:
+            _check_readout(modules)
+            skips_inside = _hidden(parts[-1]) == _hidden(modules)
+            if not skips_inside:  # each hidden layer has to hand out its spikes
+                parts = list(_separate(parts))
+        n_layers = len(_layers(parts))
         if states is None:
             states = [None] * n_layers
         elif len(states) != n_layers:
@@ -56,6 +78,7 @@ class Sequential(nn.Sequential):
         remaining = iter(states)
         final_states: list[LIFState] = []
         spike_counts: list[Tensor] = []
+        heard: list[Tensor] = []  # spikes of hidden layers, for skip connections between stacks
         signal: Tensor | PackedSpikes = input
         for part in parts:
             if isinstance(part, nn.Module):
@@ -66,12 +89,19 @@ class Sequential(nn.Sequential):
                     )
                 signal = part(signal)
                 continue
-            given = [next(remaining) for _ in part]
+            layer, is_layer = part[0], [isinstance(member, StackLayer) for member in part]
+            given = [next(remaining) if one else None for one in is_layer]
             if len(part) == 1:
-                outputs = _call(part[0], signal, given[0], return_states, return_spike_counts)
+                assert isinstance(layer, StackLayer)
+                if heard and layer is modules[-1] and isinstance(signal, Tensor):
+                    signal = torch.cat([x.flatten(2) for x in (signal, *heard[:-1])], dim=2)
+                outputs = _call(layer, signal, given[0], return_states, return_spike_counts)
+                if self.skip_to_readout and layer.hidden:
+                    heard.append(outputs[0])
             else:
-                result = run_layers(part, signal, given)
-                outputs = result.output, result.states, result.spike_counts
+                result = run_layers(part, signal, given, skip_to_readout=skips_inside)
+                own = [s for s, one in zip(result.states, is_layer, strict=True) if one]
+                outputs = result.output, own, result.spike_counts
             signal = outputs[0]
             final_states += outputs[1]
             spike_counts += outputs[2]
@@ -84,6 +114,10 @@ class Sequential(nn.Sequential):
             final_states if return_states else None,
             spike_counts if return_spike_counts else None,
         )
+
+    def extra_repr(self) -> str:
+        """Whether there are skip connections."""
+        return "skip_to_readout=True" if self.skip_to_readout else ""
 
 
 def _call(
@@ -110,6 +144,7 @@ def _flattened(modules: nn.Sequential) -> Iterator[nn.Module]:
         if (
             isinstance(module, nn.Sequential)
             and type(module).forward in plain
+            and not getattr(module, "skip_to_readout", False)
             and not _has_hooks(module)
         ):
             yield from _flattened(module)
@@ -117,21 +152,49 @@ def _flattened(modules: nn.Sequential) -> Iterator[nn.Module]:
             yield module
 
 
-def _parts(modules: Sequence[nn.Module]) -> Iterator[list[StackLayer] | nn.Module]:
-    """Lists of fastlif layers to run as one stack, and other modules, in order."""
-    group: list[StackLayer] = []
+Part = list[StackMember] | nn.Module  # a stack, which begins with a layer, or another module
+
+
+def _parts(modules: Sequence[nn.Module]) -> Iterator[Part]:
+    """What to run, in order: lists of modules to run as one stack, and other modules."""
+    group: list[StackMember] = []
     for index, module in enumerate(modules):
         if _is_absorbed(module, modules[index + 1 : index + 2]):
             continue
-        if group and not (isinstance(module, StackLayer) and _can_follow(group, module)):
+        if group and not (isinstance(module, StackMember) and _can_follow(group, module)):
             yield group
             group = []
-        if isinstance(module, StackLayer):
+        if isinstance(module, StackLayer) or (group and isinstance(module, StackMember)):
             group.append(module)
         else:
             yield module
     if group:
         yield group
+
+
+def _separate(parts: Sequence[Part]) -> Iterator[Part]:
+    """The same, every module by itself."""
+    for part in parts:
+        for member in [part] if isinstance(part, nn.Module) else part:
+            yield [member] if isinstance(member, StackLayer) else member
+
+
+def _layers(parts: Sequence[Part]) -> list[StackLayer]:
+    """The fastlif layers among some parts."""
+    members = [m for part in parts for m in ([part] if isinstance(part, nn.Module) else part)]
+    return [member for member in members if isinstance(member, StackLayer)]
+
+
+def _hidden(modules: Part | Sequence[nn.Module]) -> list[StackLayer]:
+    """The hidden layers among some modules."""
+    members = [modules] if isinstance(modules, nn.Module) else modules
+    return [member for member in members if isinstance(member, StackLayer) and member.hidden]
+
+
+def _check_readout(modules: Sequence[nn.Module]) -> None:
+    if not modules or not isinstance(modules[-1], LIReadout):
+        last = type(modules[-1]).__name__ if modules else "none"
+        raise ValueError(f"skip_to_readout needs an LIReadout as the last module, got {last}")
 
 
 def _is_absorbed(module: nn.Module, following: Sequence[nn.Module]) -> bool:
@@ -141,18 +204,22 @@ def _is_absorbed(module: nn.Module, following: Sequence[nn.Module]) -> bool:
     return (
         not _has_hooks(module)
         and len(following) == 1
-        and isinstance(following[0], (LIFLinear, LIReadout))
+        and isinstance(following[0], (LIFLinear, LIFDalianLinear, LIReadout))
         and type(following[0]).forward is StackLayer.forward
     )
 
 
-def _can_follow(group: Sequence[StackLayer], layer: StackLayer) -> bool:
+def _can_follow(group: Sequence[StackMember], member: StackMember) -> bool:
     last = group[-1]
-    if not isinstance(last, LIF) or layer.weight is None:
-        return False  # a stack ends with a readout, and only its first layer takes a current
-    if _runs_alone(last) or _runs_alone(layer):
+    if isinstance(last, StackLayer) and not isinstance(last, LIF):
+        return False  # a stack ends with a readout
+    if _runs_alone(last) or _runs_alone(member):
         return False
-    return all(_agree(other, layer) for other in group)
+    if not isinstance(member, StackLayer):
+        return True
+    layers = [other for other in group if isinstance(other, StackLayer)]
+    # Only the first layer of a stack takes a current.
+    return member.has_synapses and all(_agree(other, member) for other in layers)
 
 
 def _agree(first: StackLayer, second: StackLayer) -> bool:
@@ -167,8 +234,9 @@ def _agree(first: StackLayer, second: StackLayer) -> bool:
     )
 
 
-def _runs_alone(layer: StackLayer) -> bool:
-    return _has_hooks(layer) or type(layer).forward is not StackLayer.forward
+def _runs_alone(member: StackMember) -> bool:
+    plain = (StackLayer.forward, MaxPool1d.forward)
+    return _has_hooks(member) or type(member).forward not in plain
 
 
 def _has_hooks(module: nn.Module) -> bool:
