@@ -10,6 +10,7 @@ draw, `measurement` simulates. Source: Rossbroich, Gygax, Zenke (2022), Neuromor
 
 from __future__ import annotations
 
+from fastlif.init.activity import SATURATED_SHARE, SILENT_RATE, ActivityWarning
 from fastlif.init.dalian import (
     DalianDistributions,
     ExponentialDistribution,
@@ -37,6 +38,9 @@ from fastlif.init.readouts import readout_
 from fastlif.init.weights import encoder_, fluctuation_driven_, kaiming_, normal_
 
 __all__ = [
+    "SATURATED_SHARE",
+    "SILENT_RATE",
+    "ActivityWarning",
     "DalianDistributions",
     "ExponentialDistribution",
     "LogNormalDistribution",

@@ -33,7 +33,8 @@ class Prediction:
 
     mu_u and sigma_u are averages over neurons of the mean and of the variance over time of a
     membrane that does not spike, under Poisson input at `rate`; `measure` gives the same
-    quantities. A readout whose input rate or time constant is unknown has sigma_u = None.
+    quantities. A readout whose input rate or time constant is unknown has sigma_u = None; sigma_w,
+    n and rate of a readout with skip connections are those of its first source.
 
     In a Dalian layer, excitatory and inhibitory neurons have the same target; `blocks` has the
     distribution of each set of weights, and mu_w, sigma_w and sigma_v are those of its W_FE and

@@ -53,23 +53,32 @@ def visit_inputs(
     module: nn.Module,
     input: Tensor | PackedSpikes,
     visit: Callable[[str, StackLayer, Tensor | PackedSpikes], None],
+    visit_output: Callable[[str, StackLayer, Tensor], None] | None = None,
 ) -> None:
     """Run a module once and call visit(name, layer, input) before each of its fastlif layers.
 
-    visit may change the layer's parameters: what follows in the same run sees them. A layer that
-    runs more than once is visited the first time. (A fastlif.Sequential calls layers that have
-    hooks one by one, so this reaches into its fused stacks too.)
+    visit_output(name, layer, output) is called behind each of them. visit may change the layer's
+    parameters: what follows in the same run sees them. A layer that runs more than once is visited
+    the first time. (A fastlif.Sequential calls layers that have hooks one by one, so this reaches
+    into its fused stacks too.)
     """
     layers: dict[str, StackLayer] = {**spiking_layers(module), **readout_layers(module)}
     names = {layer: name for name, layer in layers.items()}
     visited: set[StackLayer] = set()
+    left: set[StackLayer] = set()
 
     def before_layer(layer: StackLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if layer not in visited:
             visited.add(layer)
             visit(names[layer], layer, args[0] if args else kwargs["input"])
 
+    def behind_layer(layer: StackLayer, args: tuple[Any, ...], output: Any) -> None:
+        if visit_output is not None and layer not in left:
+            left.add(layer)
+            visit_output(names[layer], layer, output if isinstance(output, Tensor) else output[0])
+
     handles = [layer.register_forward_pre_hook(before_layer, with_kwargs=True) for layer in names]
+    handles += [layer.register_forward_hook(behind_layer) for layer in names]
     try:
         with torch.no_grad():
             module(input)

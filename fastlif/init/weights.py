@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Generator, Tensor, nn
 
+from fastlif.init.activity import warn_of_activity
 from fastlif.init.drawing import draw_, zero_
 from fastlif.init.formulas import (
     WeightDistribution,
@@ -22,7 +23,7 @@ from fastlif.init.formulas import (
     unit_distribution,
 )
 from fastlif.init.prediction import Prediction, predict
-from fastlif.init.readouts import readout_
+from fastlif.init.readouts import readout_, source_rates
 from fastlif.init.traversal import (
     image_encoders,
     mean_rate,
@@ -55,10 +56,11 @@ def fluctuation_driven_(
 
     module: a fastlif layer or any module that contains some. Recurrent layers follow eqs 37 to 39,
         the others eqs 6 and 7, Dalian ones `dalian_exponential` or `dalian_lognormal`; readouts are
-        drawn by `readout_`; biases become 0.
+        drawn by `readout_`, image encoders by `encoder_`; other biases become 0.
     rate: firing rate of the layers' inputs in Hz, one for all layers or one per layer.
     data: a batch of input to the module, instead of rate. Each layer is drawn for the rate at which
-        its input, which passed through the layers drawn before it, fires.
+        its input, which passed through the layers drawn before it, fires. An ActivityWarning names
+        layers that are then silent or saturated.
     sigma_u, mu_u: target of the membranes; or xi = (threshold - mu_u) / sigma_u in place of
         sigma_u (eq 8). One for all layers or one per layer. sigma_u is 1 if neither is given.
     alpha: share of the variance that feed-forward input causes in recurrent layers; in Dalian ones
@@ -93,7 +95,9 @@ def fluctuation_driven_(
             distribution=distribution,
         )
 
-    def draw_readout(name: str, layer_rate: float | None, tau_mem: float | None) -> Prediction:
+    def draw_readout(
+        name: str, layer_rate: float | Sequence[float] | None, tau_mem: float | None
+    ) -> Prediction:
         prediction = readout_(
             readouts[name],
             rate=layer_rate,
@@ -104,17 +108,26 @@ def fluctuation_driven_(
         return replace(prediction, name=name)
 
     def draw_for(name: str, layer: StackLayer, layer_input: Tensor | PackedSpikes) -> None:
-        layer_rate = mean_rate(layer, layer_input)
         if name in layers:
-            predictions[name] = of_layer(name, layer_rate)
+            predictions[name] = of_layer(name, mean_rate(layer, layer_input))
             _draw(layers[name], predictions[name], generator)
         elif name in readouts:
+            readout = readouts[name]
             duration = layer_input.shape[time_dim(layer, layer_input)] * layer.dt
-            tau_mem = readouts[name].tau_mem or duration
-            predictions[name] = draw_readout(name, max(layer_rate, 0.0), tau_mem)
+            rates = [max(rate, 0.0) for rate in source_rates(readout, layer_input)]
+            predictions[name] = draw_readout(name, rates, readout.tau_mem or duration)
 
+    def note_rate(name: str, layer: StackLayer, output: Tensor) -> None:
+        if name in layers:
+            output_rates[name] = mean_rate(layer, output)
+
+    for encoder in image_encoders(module).values():
+        encoder_(encoder, generator=generator)
     if data is not None:
-        visit_inputs(module, data, draw_for)
+        output_rates: dict[str, float] = {}
+        visit_inputs(module, data, draw_for, note_rate)
+        for name, output_rate in output_rates.items():
+            warn_of_activity(name, output_rate, layers[name].dt)
         missed = [name for name in (*layers, *readouts) if name not in predictions]
         if missed:
             raise ValueError(f"data did not reach the layers {missed}: the module never ran them")
@@ -135,10 +148,11 @@ def kaiming_(module: nn.Module, *, generator: Generator | None = None) -> None:
     """Draw the weights of every spiking fastlif layer from N(0, 2/n), recurrent ones too.
 
     The baseline without regard to rates and time constants (He et al. 2015). Readouts are drawn
-    by `readout_`; biases become 0. Raises ValueError for a Dalian layer, whose weights cannot have
-    mean 0: nothing would balance its excitation and inhibition.
+    by `readout_`, image encoders by `encoder_`; other biases become 0. Raises ValueError for a
+    Dalian layer, whose weights cannot have mean 0: nothing would balance its excitation and
+    inhibition.
     """
-    layers, readouts = _layers_with_weights(module)
+    layers, _ = _layers_with_weights(module)
     _refuse_dalian("kaiming_", layers)
     for layer in layers.values():
         draw_(layer.weight, kaiming_distribution(layer.fan_in), generator)
@@ -146,8 +160,7 @@ def kaiming_(module: nn.Module, *, generator: Generator | None = None) -> None:
             recurrent = kaiming_distribution(layer.recurrent_fan_in)
             draw_(layer.recurrent_weight, recurrent, generator)
         zero_(layer.bias)
-    for readout in readouts.values():
-        readout_(readout, generator=generator)
+    _draw_ends(module, generator)
 
 
 def normal_(
@@ -155,21 +168,21 @@ def normal_(
 ) -> None:
     """Draw the weights of every spiking fastlif layer from N(mean, std^2), recurrent ones too.
 
-    For experiments on the weights' distribution itself. Readouts are drawn by `readout_`; biases
-    become 0. Raises ValueError for a std below 0 and for a Dalian layer, as `kaiming_` does.
+    For experiments on the weights' distribution itself. Readouts are drawn by `readout_`, image
+    encoders by `encoder_`; other biases become 0. Raises ValueError for a std below 0 and for a
+    Dalian layer, as `kaiming_` does.
     """
     check_finite("mean", mean)
     if not (math.isfinite(std) and std >= 0.0):
         raise ValueError(f"std must be finite and not negative, got {std}")
-    layers, readouts = _layers_with_weights(module)
+    layers, _ = _layers_with_weights(module)
     _refuse_dalian("normal_", layers)
     for layer in layers.values():
         for weight in (layer.weight, layer.recurrent_weight):
             if weight is not None:
                 draw_(weight, WeightDistribution(mean, std), generator)
         zero_(layer.bias)
-    for readout in readouts.values():
-        readout_(readout, generator=generator)
+    _draw_ends(module, generator)
 
 
 def encoder_(layer: nn.Module, *, generator: Generator | None = None) -> None:
@@ -183,6 +196,14 @@ def encoder_(layer: nn.Module, *, generator: Generator | None = None) -> None:
         raise TypeError(f"layer must be an ImageEncoder, got {type(layer).__name__}")
     draw_(encoder.weight, WeightDistribution(0.0, encoder.dt / encoder.tau_syn), generator)
     draw_(encoder.bias, unit_distribution(encoder.bias.numel()), generator)
+
+
+def _draw_ends(module: nn.Module, generator: Generator | None) -> None:
+    """Draw what comes before and behind the spiking layers, by rules of its own."""
+    for readout in readout_layers(module).values():
+        readout_(readout, generator=generator)
+    for encoder in image_encoders(module).values():
+        encoder_(encoder, generator=generator)
 
 
 def _refuse_dalian(function: str, layers: Mapping[str, SynapticLIF]) -> None:
