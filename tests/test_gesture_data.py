@@ -223,6 +223,12 @@ class TestGestureTrials:
         with pytest.raises(ValueError, match=rf"user01_natural_labels\.csv: {complaint}"):
             read_dvs_gesture(tmp_path)
 
+    def test_labels_that_are_no_text(self, tmp_path: Path) -> None:
+        write_trials(tmp_path)
+        (tmp_path / "user01_natural_labels.csv").write_bytes(b"class\n\xff\xfe\x81\n")
+        with pytest.raises(ValueError, match=r"natural_labels\.csv: line 2: must be class,start"):
+            read_dvs_gesture(tmp_path)
+
     def test_partial_and_empty_files(self, tmp_path: Path) -> None:
         write_trials(tmp_path)
         labels = tmp_path / "user01_natural_labels.csv"
@@ -260,9 +266,8 @@ class TestGestureTrials:
 def write_tonic(folder: Path, dtype: Any = np.float64) -> dict[str, Events]:
     """Three gestures for training and one for the test; times are whole milliseconds, as there."""
     trials = {}
-    for seed, name in enumerate(
-        ["Train/user01_led/0", "Train/user01_led/10", "Train/user02_led/2", "Test/user24_led/7"]
-    ):
+    names = ["user02_led/2", "user01_led/10", "user01_led/9"]
+    for seed, name in enumerate([*(f"Train/{name}" for name in names), "Test/user24_led/7"]):
         path = folder / f"ibmGesture{name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         events = [(*one[:3], one[3] // 1000) for one in some_events(2000, 5000, 95_000, seed)]
@@ -276,7 +281,7 @@ class TestGestureTonic:
     def test_gestures(self, tmp_path: Path, dtype: Any) -> None:
         trials = write_tonic(tmp_path / "DVSGesture", dtype)
         train, test = read_dvs_gesture(tmp_path, duration=0.05, dt=2e-3, drop=0.0)
-        assert train.targets.tolist() == [0, 10, 2] and test.targets.tolist() == [7]
+        assert train.targets.tolist() == [9, 10, 2] and test.targets.tolist() == [7]
         for data, number, name in [
             (train, 1, "Train/user01_led/10"),
             (test, 0, "Test/user24_led/7"),

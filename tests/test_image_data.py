@@ -265,6 +265,7 @@ class TestDamagedArchives:
             ({"offsets": np.zeros((2, 3), int)}, "'offsets' must be a one-dimensional array"),
             ({"offsets": bad_offsets}, "sample 1: 'offsets' must not fall"),
             ({"offsets": np.array([0, 1, 2, 3, 4, 5])}, f"number of entries, {size}, got 0..5"),
+            ({"offsets": np.array([7, 8, 9, 10, 11, size])}, f"{size}, got 7..{size}"),
             ({"jpeg_bytes": np.zeros(size, np.uint16)}, "'jpeg_bytes' must be uint8, got uint16"),
         ]
         for changed, complaint in cases:

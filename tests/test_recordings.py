@@ -116,6 +116,14 @@ def test_evaluation_does_not_depend_on_the_batch() -> None:
     assert torch.equal(dense(subset, [1, 0]), everything[:, [2, 5]])
 
 
+def test_evaluation_drops_an_event_from_every_piece_that_holds_it() -> None:
+    events = [some_events(3000, 200_000, seed) for seed in range(2)]
+    long = dense(recordings(events, duration=0.08), [0, 1])
+    short = dense(recordings(events, duration=0.04), [0, 1])
+    assert torch.equal(long[10:30], short)  # both from the middle, 20 ms apart
+    assert 0.01 < short.mean() < 0.5
+
+
 def test_evaluation_drops_the_same_share_but_not_the_same_events() -> None:
     # The same 4000 events, each at a pixel and step of its own, as two samples.
     step, pixel = np.divmod(np.arange(4000), SENSOR**2)

@@ -120,7 +120,7 @@ def read_dvs_gesture(
 
 def _from_trials(listing: Path, grid: PixelGrid, all_rows: bool) -> Iterator[_Gesture]:
     """Gestures of the trials that a file lists, in its order."""
-    names = [line.strip() for line in require_file(listing).read_text().splitlines()]
+    names = [line.strip() for line in _lines(listing)]
     if not any(names):
         raise ValueError(f"{listing}: lists no recording")
     for name in filter(None, names):
@@ -143,6 +143,11 @@ def _from_trials(listing: Path, grid: PixelGrid, all_rows: bool) -> Iterator[_Ge
             yield _Gesture(times, neurons, row.label)
 
 
+def _lines(path: Path) -> list[str]:
+    """Lines of a text file; what is no text in it is left to be found by who reads them."""
+    return require_file(path).read_text(errors="replace").splitlines()
+
+
 def _read_rows(path: Path) -> list[_Row]:
     """Lines of a label file, in its order.
 
@@ -150,9 +155,8 @@ def _read_rows(path: Path) -> list[_Row]:
     (user22_led_labels.csv) a line reaches far into the gesture that follows.
     """
     n_classes = len(DVS_GESTURE_CLASSES)
-    lines = require_file(path).read_text().splitlines()
     rows = []
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(_lines(path)[1:], start=2):
         if not line.strip():
             continue
         try:
