@@ -81,11 +81,12 @@ def read_dvs_gesture(
         dt: seconds per step.
         drop: probability with which an event is left out of a batch.
         downsample: this many of the 128 pixels a side become one.
-        all_rows: a trial may list a class more than once. The paper's numbers, at most 11 samples
-            per trial and 1077 + 264 in all, count each class once: the first line is taken. True
-            takes every line. Tonic has one recording per class and trial already.
-        n_samples: only the first of each part, for a small machine; None: all. The whole set takes
-            2 to 3 GB of memory, and about twice that while it is read.
+        all_rows: a trial may list a class more than once. By default the first line of each class
+            is taken, so that a trial gives at most 11 samples: the data's authors count 11 in each
+            of 122 trials, Tonic and the paper 1077 + 264 in all. True takes every line, which
+            others count as 1176 + 288. Tonic's folders have one file per class and trial anyway.
+        n_samples: only the first of each part, for a small machine; None: all. Memory is 6 bytes an
+            event, and about twice that while files are read.
 
     Raises:
         FileNotFoundError: the folder or a file is missing.

@@ -113,7 +113,7 @@ def _check(values: NDArray[Any], end: int, name: str, where: str) -> None:
 
 @dataclass(frozen=True)
 class EventRecordings:
-    """Labelled recordings of an event camera, 4 or 6 bytes an event.
+    """Labelled recordings of an event camera, 6 bytes an event (8 with more than 32768 neurons).
 
     A batch takes `duration` seconds of each recording, drops each event with probability `drop`
     and has at most one spike per pixel, polarity and step of `dt` seconds.
