@@ -8,14 +8,20 @@ import torch
 from fastlif import ops
 from fastlif.spikes import PackedSpikes
 
-from .cases import CONV, DENSE, Case, build, layer_tensors, named_leaves
+from .cases import CONV, DENSE, INHIBITION, Case, build, layer_tensors, named_leaves
 from .compare import loss
 
 CASES = [
     Case("dense", 40, 37, (40,), channels=(48, 20)),
     Case("conv1d", 40, 19, (1, 60), ((9,), (3,)), (16, 20), (3,), recurrent=(5,)),
     CONV[3],
-]
+    Case("dalian", 40, 19, (40,), channels=(53, 20), inhibitory=(12, 4)),
+    Case(
+        "dalian-conv1d", 40, 17, (1, 60), ((9,), (3,)), (20, 24), (3,), recurrent=(5,),
+        inhibitory=(5, 8), inhibitory_kernel=(3,),
+    ),
+]  # fmt: skip
+FEW = [CASES[0], CASES[1], CASES[3]]
 
 
 def run(case, samples=slice(None), *, threads=2, dtype=torch.float32, packed=False):
@@ -34,7 +40,7 @@ def run(case, samples=slice(None), *, threads=2, dtype=torch.float32, packed=Fal
     forward = [
         result.output,
         *result.spike_counts,
-        *(s for state in result.states for s in state[:2]),
+        *(s for state in result.states for s in state if s is not None),
     ]
     grads = {name: leaf.grad for name, leaf in named_leaves(tensors).items()}
     return [t.detach() for t in forward], input.grad, grads
@@ -64,7 +70,7 @@ def test_any_split_of_the_batch(case, binary):
         assert torch.equal(torch.cat([p[1] for p in parts], dim=1), whole[1])
 
 
-@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
 def test_packed_input_equals_dense(case):
     stack = build(case)
     dense, packed = run(stack), run(stack, packed=True)
@@ -74,7 +80,7 @@ def test_packed_input_equals_dense(case):
 
 @pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize("cuts", [(0, 1, 40), (0, 32, 40), (0, 7, 20, 40)])
-@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", FEW, ids=lambda case: case.name)
 def test_chunks_of_a_sequence(case, cuts, delay):
     stack = build(case, delay=delay)
     plans, parameters = (
@@ -98,8 +104,9 @@ def test_chunks_of_a_sequence(case, cuts, delay):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None)
 
 
-def test_gradients_through_chunks_equal_the_whole():
-    stack = build(DENSE[-1])
+@pytest.mark.parametrize("case", [DENSE[-1], INHIBITION[0]], ids=lambda case: case.name)
+def test_gradients_through_chunks_equal_the_whole(case):
+    stack = build(case)
     grads = []
     for cuts in ((0, 70), (0, 33, 70)):
         tensors = layer_tensors(stack, torch.float64, torch.float64, state=False)
@@ -112,16 +119,15 @@ def test_gradients_through_chunks_equal_the_whole():
             scores.append(part.output)
         weights = torch.linspace(-1, 1, 70, dtype=torch.float64).view(-1, 1, 1)
         (torch.cat(scores) * weights).sum().backward()
-        grads.append(
-            [t.weight.grad for t in tensors[:-1]] + [t.recurrent_weight.grad for t in tensors[:-1]]
-        )
+        grads.append([leaf.grad for leaf in named_leaves(tensors[:-1]).values()])
     for a, b in zip(*grads, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_outputs_are_fully_written():
+@pytest.mark.parametrize("case", [CASES[1], *CASES[3:]], ids=lambda case: case.name)
+def test_outputs_are_fully_written(case):
     """Two runs into memory full of other values agree: nothing is read or left unwritten."""
-    stack = build(CASES[1])
+    stack = build(case)
     first = run(stack)
     poison = [torch.full((1 << 18,), float("nan")) for _ in range(8)]
     del poison

@@ -15,9 +15,9 @@ from fastlif.ops.layout import GRADS_PER_LAYER, StackOutputs
 from fastlif.ops.plan import encode
 from fastlif.spikes import PackedSpikes
 
-from .cases import CONV, DENSE, build, layer_tensors
+from .cases import CONV, DENSE, INHIBITION, build, layer_tensors
 
-CASES = [DENSE[-1], CONV[1], CONV[3]]
+CASES = [DENSE[-1], CONV[1], CONV[3], INHIBITION[1]]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

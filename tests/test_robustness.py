@@ -6,10 +6,16 @@ import pytest
 import torch
 
 from fastlif import extension, ops
-from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, dense_connection
+from fastlif.ops.plan import (
+    Inhibition,
+    LayerPlan,
+    LayerTensors,
+    LIFState,
+    dense_connection,
+)
 from fastlif.spikes import PackedSpikes
 
-from .cases import DENSE, Case, build, layer_tensors, named_leaves
+from .cases import DENSE, INHIBITION, Case, Stack, build, layer_tensors, named_leaves
 from .compare import loss, relative, replay
 
 DECAYS = {"decay_mem": 0.9, "decay_syn": 0.8}
@@ -47,6 +53,19 @@ def test_a_broken_sample_leaves_the_others_alone():
     assert broken.nonzero().flatten().tolist() == [4]
 
 
+def test_a_broken_sample_leaves_those_that_follow_alone():
+    """The second layer's pads are where the first one's broken neuron was."""
+    case = build(Case("broken", 40, 9, (12,), channels=(31, 20)))
+    tensors = layer_tensors(case, torch.float32, torch.float32, state=False)
+    membrane = torch.zeros(9, 31)
+    membrane[7, 25] = float("nan")
+    tensors[0] = tensors[0]._replace(state=LIFState(membrane))
+    input = case.input.float().requires_grad_()
+    ops.stack(input, case.plans, tensors).output.sum().backward()
+    broken = ~torch.isfinite(input.grad).all(2).all(0)
+    assert broken.nonzero().flatten().tolist() == [7]
+
+
 def test_the_first_nan_of_a_readout_gets_the_gradient():
     steps = []
     for backend in (None, "reference"):
@@ -75,10 +94,22 @@ def test_map_sizes_have_a_limit_that_is_named():
 
 
 @pytest.mark.parametrize(
-    "wanted", ["input", "0.weight", "0.recurrent_weight", "1.bias", "2.weight"]
+    ("wanted", "inhibitory"),
+    [
+        ("input", ()),
+        ("0.weight", ()),
+        ("0.recurrent_weight", ()),
+        ("1.bias", ()),
+        ("2.weight", ()),
+        ("input", (6, 4)),
+        ("0.weight", (6, 4)),
+        ("0.recurrent_weight", (6, 4)),
+        ("0.inhibitory_weight", (6, 4)),
+        ("1.weight", (6, 4)),
+    ],
 )
-def test_gradients_of_some_tensors_only(wanted):
-    case = build(Case("part", 40, 6, (30,), channels=(24, 20)))
+def test_gradients_of_some_tensors_only(wanted, inhibitory):
+    case = build(Case("part", 40, 6, (30,), channels=(24, 20), inhibitory=inhibitory))
     parameters = case.parameters[1]  # without a bias: it gets one
     assert parameters.bias is None
     stack_case = case.__class__(
@@ -100,25 +131,53 @@ def test_gradients_of_some_tensors_only(wanted):
     assert torch.equal(*grads)
 
 
-@pytest.mark.parametrize("part", ["counts", "states"])
-def test_losses_on_counts_or_states_alone(part):
-    case = build(DENSE[-1])
+@pytest.mark.parametrize("part", ["output", "counts", "states"])
+@pytest.mark.parametrize(
+    "case", [DENSE[-1], INHIBITION[1], INHIBITION[3]], ids=lambda case: case.name
+)
+def test_losses_on_a_part_of_what_spiking_layers_give(case, part):
+    case = build(case)
     grads = []
     for backend in (None, "reference"):
         tensors = layer_tensors(case, torch.float64, torch.float64, state=False)
         result = ops.stack(case.input, case.plans[:-1], tensors[:-1], backend=backend)
         counts = sum(c.pow(2).sum() for c in result.spike_counts)
         states = sum(s.membrane.sum() + s.synaptic_current.pow(2).sum() for s in result.states)
-        (counts if part == "counts" else states).backward()
+        weights = torch.linspace(-1, 1, result.output.numel(), dtype=torch.float64)
+        output = (result.output.flatten() * weights).sum()
+        {"output": output, "counts": counts, "states": states}[part].backward()
         grads.append([layer.weight.grad for layer in tensors[:-1]])
     for ours, theirs in zip(*grads, strict=True):
         assert theirs.abs().sum() > 0 and relative(ours, theirs) < 1e-10
 
 
-def test_large_batches_against_the_reference():
+@pytest.mark.parametrize("inhibitory", [(), (5, 4)])
+def test_large_batches_against_the_reference(inhibitory):
     """More samples than one group of weight gradients holds, and a remainder."""
-    found = replay(build(Case("batch", 33, 141, (12,), channels=(16, 20))), torch.float64)
+    case = Case("batch", 33, 141, (12,), channels=(16, 20), inhibitory=inhibitory)
+    found = replay(build(case), torch.float64)
     assert found.wrong_spikes == 0 and found.worst[0] < 1e-9
+
+
+@pytest.mark.parametrize("features", [(41,), (20, 9)])
+def test_inhibition_without_synapses_before_it(features):
+    """A layer that takes a current, of all its neurons, and is the last of its stack."""
+    generator = torch.Generator().manual_seed(5)
+    kernel = (1, 1) if len(features) == 1 else (1, 3)
+    plan = LayerPlan(
+        "lif", features, None, kernel, **DECAYS,
+        inhibition=Inhibition(7, kernel, 0.85, 0.92, 0.75, 0.7),
+    )  # fmt: skip
+    n = features[0]
+    own, inhibitory = (
+        torch.rand(n, sources, *kernel[3 - len(features) :], generator=generator).double() / 4
+        for sources in (n - 7, 7)
+    )
+    current = 4.0 * torch.rand(40, 3, *features, generator=generator, dtype=torch.float64)
+    tensors = LayerTensors(recurrent_weight=own, inhibitory_weight=inhibitory)
+    found = replay(Stack((plan,), (tensors,), current), torch.float64)
+    assert found.wrong_spikes == 0 and found.worst[0] < 1e-9 and found.output_error < 1e-9
+    assert 0.01 < found.firing[0] < 0.5
 
 
 def test_memory_layouts_of_the_input():

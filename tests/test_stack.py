@@ -87,7 +87,7 @@ def test_every_instruction_set(isa):
     try:
         kernels.select_isa(isa)
         assert kernels.isa() == isa
-        for case in (DENSE[3], CONV[0], CONV[3]):
+        for case in (DENSE[3], CONV[0], CONV[3], INHIBITION[1], INHIBITION[4]):
             check(replay(build(case), torch.float32), 1e-3, case)
             check(replay(build(case), torch.float32, exact=True), 1e-4, case)
             check(replay(build(case, binary=False), torch.float64), 1e-9, case)
@@ -95,12 +95,13 @@ def test_every_instruction_set(isa):
         kernels.select_isa(best)
 
 
-def test_forward_is_bitwise_the_same_on_every_instruction_set():
+@pytest.mark.parametrize("case", [CONV[0], INHIBITION[1]], ids=lambda case: case.name)
+def test_forward_is_bitwise_the_same_on_every_instruction_set(case):
     from fastlif import extension
 
     kernels = extension.load()
     best = kernels.isa()
-    stack = build(CONV[0])
+    stack = build(case)
     from .cases import layer_tensors
 
     tensors = layer_tensors(stack, torch.float32, torch.float32, state=True)
@@ -109,7 +110,8 @@ def test_forward_is_bitwise_the_same_on_every_instruction_set():
         for isa in kernels.isa_names():
             kernels.select_isa(isa)
             result = ops.stack(stack.input.float(), stack.plans, tensors)
-            outputs.append([result.output, *result.spike_counts, *result.states[0][:2]])
+            state = [tensor for tensor in result.states[0] if tensor is not None]
+            outputs.append([result.output, *result.spike_counts, *state])
     finally:
         kernels.select_isa(best)
     assert outputs[0][1].sum() > 0
