@@ -1,6 +1,8 @@
 // Backward: a few samples at a time, up to 32 steps at a time through all layers from the last to the first, so that the
 // gradients between layers stay in the second-level cache. Weight gradients visit spikes only; input gradients are dense
 // and exact. Compiled once per instruction set, with fused multiply-adds where it has them.
+#include <functional>
+
 #include "backward_worker.h"
 
 namespace fastlif {
@@ -13,9 +15,11 @@ constexpr int64_t kPartialBytes = int64_t(1) << 29;  // of weight gradients summ
 int64_t weight_elements(const Plan& plan) {
   int64_t n = 0;
   for (const Layer& layer : plan.layers)
-    n += (layer.has_feedforward ? layer.feedforward.packed_size() : 0) +
+    n += (layer.has_weight() ? layer.feedforward.packed_size() : 0) +
          (layer.recurrent ? layer.recurrence.packed_size() : 0) +
          (layer.n_inhibitory ? layer.inhibition.packed_size() : 0) + layer.shape.padded_size();
+  for (const Layer& layer : plan.layers)
+    for (const Connection& skip : layer.skip_connections) n += skip.packed_size();
   return n;
 }
 
@@ -24,7 +28,9 @@ Blocking choose_blocking(const Problem& problem) {
   int64_t per_step = 0;
   bool dense_recurrence = false;
   for (const Layer& layer : problem.plan->layers) {
-    per_step += (layer.shape.padded_size() + layer.halo_size()) * int64_t(sizeof(Real));
+    // A pooling layer has gradients of its spikes alone.
+    const int64_t currents = layer.kind == Kind::max_pool ? 0 : layer.halo_size();
+    per_step += (layer.shape.padded_size() + currents) * int64_t(sizeof(Real));
     if (layer.n_inhibitory) per_step += layer.shape.height * layer.inhibition.halo_row() * int64_t(sizeof(Real));
     dense_recurrence |= (layer.recurrent || layer.n_inhibitory) && layer.shape.positions() == 1;
   }
@@ -42,16 +48,17 @@ Blocking choose_blocking(const Problem& problem) {
   return blocking;
 }
 
-// Adds the groups in order into the first of them, a piece of the weights per work item.
-template <class Real>
-void sum_groups(std::vector<Partial<Real>>& groups, Buffer<Real> Partial<Real>::*which, int threads) {
-  const int64_t size = (groups[0].*which).size(), piece = 4096;
+// Adds the groups in order into the first of them, a piece of the weights per work item. which: a member of Partial, or a
+// function from one to its buffer.
+template <class Real, class Which>
+void sum_groups(std::vector<Partial<Real>>& groups, const Which& which, int threads) {
+  const int64_t size = std::invoke(which, groups[0]).size(), piece = 4096;
   parallel_items((size + piece - 1) / piece, threads, [&] {
     return [&](int64_t item) {
       const int64_t lo = item * piece, hi = std::min(size, lo + piece);
-      Real* to = (groups[0].*which).data();
+      Real* to = std::invoke(which, groups[0]).data();
       for (size_t g = 1; g < groups.size(); ++g) {
-        const Real* from = (groups[g].*which).data();
+        const Real* from = std::invoke(which, groups[g]).data();
         for (int64_t i = lo; i < hi; ++i) to[i] += from[i];
       }
     };
@@ -64,10 +71,12 @@ void run_backward(const Problem& problem) {
   std::vector<TransposedWeights<Real>> weights(plan.layers.size());
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     Buffer<Real> packed;
-    if (plan.layers[l].has_feedforward && (l > 0 || problem.grad_input)) {
-      pack_weights(plan.layers[l].feedforward, static_cast<const Real*>(problem.layers[l].weight), packed);
+    const Real* weight = static_cast<const Real*>(problem.layers[l].weight);
+    if (plan.layers[l].has_weight() && (l > 0 || problem.grad_input)) {
+      pack_weights(plan.layers[l].feedforward, weight, plan.layers[l].weight_columns(), packed);
       transpose_weights(plan.layers[l].feedforward, packed, weights[l].feedforward);
     }
+    transpose_skips(plan.layers[l], weight, weights[l].skips);
     if (plan.layers[l].recurrent) {
       pack_weights(plan.layers[l].recurrence, static_cast<const Real*>(problem.layers[l].recurrent_weight), packed);
       transpose_weights(plan.layers[l].recurrence, packed, weights[l].recurrence);
@@ -89,7 +98,13 @@ void run_backward(const Problem& problem) {
     const LayerPointers& p = problem.layers[l];
     if (p.grad_weight) {
       sum_groups(partials[l], &Partial<Real>::feedforward, problem.threads);
-      unpack_weights(plan.layers[l].feedforward, partials[l][0].feedforward.data(), static_cast<Real*>(p.grad_weight));
+      Real* const to = static_cast<Real*>(p.grad_weight);
+      const int64_t columns = plan.layers[l].weight_columns();
+      unpack_weights(plan.layers[l].feedforward, partials[l][0].feedforward.data(), columns, to);
+      visit_skips(plan.layers[l], [&](size_t i, const Connection& c, int64_t column) {
+        sum_groups(partials[l], [i](Partial<Real>& partial) -> auto& { return partial.skips[i]; }, problem.threads);
+        unpack_weights(c, partials[l][0].skips[i].data(), columns, to + column);
+      });
     }
     if (p.grad_recurrent_weight) {
       sum_groups(partials[l], &Partial<Real>::recurrence, problem.threads);

@@ -10,6 +10,7 @@ namespace {  // a copy for each source file: forward and backward differ in cont
 template <class Real>
 struct TransposedWeights {
   Buffer<Real> feedforward, recurrence, inhibition;
+  std::vector<Buffer<Real>> skips;
 };
 
 // Weight gradients of one group of samples, in the packed order of the weights. Which samples form a group depends on
@@ -17,11 +18,22 @@ struct TransposedWeights {
 template <class Real>
 struct Partial {
   Buffer<Real> feedforward, recurrence, inhibition, bias;
+  std::vector<Buffer<Real>> skips;
 };
 
 struct Blocking {
   int samples, steps;   // of a block and of a slice
   int64_t group;        // samples whose weight gradients are summed in one place
+};
+
+// Gradients of a layer's spikes, channels last and padded, for a block of samples at the steps of a slice.
+template <class Real>
+struct SpikeGradients {
+  Real* data;
+  const Shape& layer;
+  int64_t sample_pitch;
+  int samples, steps;
+  Real* row(int r, int q) const { return data + r * sample_pitch + q * layer.padded_size(); }
 };
 
 template <class Real>

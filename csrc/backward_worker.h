@@ -5,7 +5,9 @@
 #pragma once
 
 #include "backward_state.h"
+#include "pooling_gradient.h"
 #include "retreat.h"
+#include "skip_gradient.h"
 
 namespace fastlif {
 namespace FASTLIF_ISA {
@@ -27,6 +29,8 @@ class BackwardWorker {
       const Layer& layer = plan_.layers[l];
       LayerState<Real>& s = state_[l];
       constants_.emplace_back(layer);
+      s.grad_spikes.allocate_zero(rows * layer.shape.padded_size());
+      if (layer.kind == Kind::max_pool) continue;  // it has no neurons
       const int64_t n = blocking.samples * layer.shape.padded_size();
       s.grad_membrane.allocate(n), s.grad_current.allocate(n), s.grad_counts.allocate(n);
       s.grad_injected.allocate_zero(blocking.samples * layer.halo_size());
@@ -35,7 +39,6 @@ class BackwardWorker {
       if (!layer.detach_reset) s.next_charged.allocate(n);
       if (layer.n_inhibitory) s.inhibition.allocate(layer, blocking.samples, blocking.steps);
       if (layer.kind == Kind::readout_max) s.best_step.allocate(n);
-      s.grad_spikes.allocate_zero(rows * layer.shape.padded_size());
       s.grad_currents.allocate_zero(rows * layer.halo_size());  // the halo stays zero
     }
     if (problem.grad_input && plan_.layers[0].has_feedforward)
@@ -69,6 +72,7 @@ class BackwardWorker {
     const LayerPointers& p = problem_.layers[l];
     Partial<Real>& partial = partials_[l][group];
     if (p.grad_weight) partial.feedforward.allocate_zero(layer.feedforward.packed_size());
+    if (p.grad_weight) start_skip_partials(layer, partial.skips);
     if (p.grad_recurrent_weight) partial.recurrence.allocate_zero(layer.recurrence.packed_size());
     if (p.grad_inhibitory_weight) partial.inhibition.allocate_zero(layer.inhibition.packed_size());
     if (p.grad_bias) partial.bias.allocate_zero(layer.shape.padded_channels());
@@ -99,6 +103,7 @@ class BackwardWorker {
     const Layer& layer = plan_.layers[l];
     const LayerPointers& p = problem_.layers[l];
     LayerState<Real>& s = state_[l];
+    if (layer.kind == Kind::max_pool) return;
     load_samples(p.grad_membrane, layer.shape, s.grad_membrane);
     load_samples(p.grad_current, layer.shape, s.grad_current);
     load_samples(p.grad_counts, layer.shape, s.grad_counts);
@@ -147,6 +152,21 @@ class BackwardWorker {
     return state_[l].grad_currents.data() + (int64_t(r) * blocking_.steps + q) * plan_.layers[l].halo_size();
   }
 
+  SpikeGradients<Real> spike_gradients(size_t l) {
+    const Shape& shape = plan_.layers[l].shape;
+    return {spike_row(l, 0, 0), shape, blocking_.steps * shape.padded_size(), samples_, steps_};
+  }
+  Rows<Real> current_rows(size_t l) {
+    const int64_t size = plan_.layers[l].halo_size();
+    return {current_row(l, 0, 0), size, blocking_.steps * size, samples_};
+  }
+
+  // Spikes of the block's samples around the slice in hand.
+  SourceWords spikes_of(const void* words, const Shape& shape) const {
+    return {static_cast<const int32_t*>(words) + (word_ * problem_.batch + first_sample_) * shape.size(), shape};
+  }
+  SourceWords spikes_of(size_t l) const { return spikes_of(problem_.layers[l].words, plan_.layers[l].shape); }
+
   Real* injected_row(size_t l, int r) { return state_[l].grad_injected.data() + r * plan_.layers[l].halo_size(); }
   // Where dL/dJ of the step before goes: the row of that step, or past the slice.
   Real* row_before(size_t l, int r, int q) { return q > 0 ? current_row(l, r, q - 1) : injected_row(l, r); }
@@ -154,6 +174,9 @@ class BackwardWorker {
   void run_slice(size_t l, int64_t group) {
     const Layer& layer = plan_.layers[l];
     if (l + 1 == plan_.layers.size() && layer.kind != Kind::readout_max) load_output_gradient(l);
+    add_skip_gradients(l);
+    if (layer.kind == Kind::max_pool)
+      return pooling_(layer.feedforward, spikes_of(l - 1), first_, spike_gradients(l), spike_gradients(l - 1));
     if (layer.kind == Kind::current) {
       for (int r = 0; r < samples_; ++r)
         for (int q = 0; q < steps_; ++q)
@@ -172,6 +195,15 @@ class BackwardWorker {
       input_gradient(l, plan_.layers[l - 1].shape, state_[l - 1].grad_spikes.data());
     else if (problem_.grad_input)
       finish_input_gradient();
+  }
+
+  // What the readout sends past the layers between: its slice came first, and its gradients still stand.
+  void add_skip_gradients(size_t l) {
+    const size_t last = plan_.layers.size() - 1;
+    const Layer& readout = plan_.layers[last];
+    for (size_t i = 0; i < readout.skips.size(); ++i)
+      if (readout.skips[i] == int(l))
+        add_skip_gradient(readout.skip_connections[i], weights_[last].skips[i], current_rows(last), spike_gradients(l));
   }
 
   // The gradient of the last layer's output, into the rows its gradient of spikes stands in.
@@ -255,12 +287,7 @@ class BackwardWorker {
     const Layer& layer = plan_.layers[l];
     const LayerPointers& p = problem_.layers[l];
     Partial<Real>& partial = partials_[l][group];
-    const Rows<Real> rows{current_row(l, 0, 0), layer.halo_size(), blocking_.steps * layer.halo_size(), samples_};
-    const auto spikes_of = [&](const void* words, const Shape& shape, int first_channel = 0) {
-      return SourceWords{static_cast<const int32_t*>(words) +
-                             (word_ * problem_.batch + first_sample_) * shape.size() + first_channel,
-                         shape};
-    };
+    const Rows<Real> rows = current_rows(l);
     if (p.grad_weight && l == 0 && problem_.input.kind != InputKind::bits) {
       for (int r = 0; r < samples_; ++r) {
         const Real* values = static_cast<const Real*>(problem_.input.data) +
@@ -270,17 +297,20 @@ class BackwardWorker {
                                rows.data + r * rows.sample_pitch, rows.step_pitch, partial.feedforward.data());
       }
     } else if (p.grad_weight) {
-      const void* source = l ? problem_.layers[l - 1].words : problem_.input.data;
-      const Shape& shape = l ? plan_.layers[l - 1].shape : layer.feedforward.in;
-      weight_gradient_events(layer.feedforward, spikes_of(source, shape), first_, steps_, rows, active_,
-                             partial.feedforward.data());
+      const SourceWords source = l ? spikes_of(l - 1) : spikes_of(problem_.input.data, layer.feedforward.in);
+      weight_gradient_events(layer.feedforward, source, first_, steps_, rows, active_, partial.feedforward.data());
     }
+    for (size_t i = 0; i < partial.skips.size(); ++i)
+      weight_gradient_events(layer.skip_connections[i], spikes_of(layer.skips[i]), first_, steps_, rows, active_,
+                             partial.skips[i].data());
     if (p.grad_recurrent_weight)
-      weight_gradient_events(layer.recurrence, spikes_of(p.words, layer.shape), first_, steps_, rows, active_,
-                             partial.recurrence.data());
-    if (p.grad_inhibitory_weight)
-      weight_gradient_events(layer.inhibition, spikes_of(p.words, layer.shape, layer.emitted().channels), first_, steps_,
-                             state_[l].inhibition.rows(samples_), active_, partial.inhibition.data());
+      weight_gradient_events(layer.recurrence, spikes_of(l), first_, steps_, rows, active_, partial.recurrence.data());
+    if (p.grad_inhibitory_weight) {
+      SourceWords inhibitory = spikes_of(l);
+      inhibitory.data += layer.emitted().channels;
+      weight_gradient_events(layer.inhibition, inhibitory, first_, steps_, state_[l].inhibition.rows(samples_), active_,
+                             partial.inhibition.data());
+    }
     if (p.grad_bias)
       for (int r = 0; r < samples_; ++r)
         for (int q = 0; q < steps_; ++q)
@@ -354,6 +384,7 @@ class BackwardWorker {
   Buffer<Real> input_rows_, transposed_;
   PaddedPosition<Kept> copies_;
   ActiveChannels active_{0};
+  PoolingGradient<Real> pooling_;
   int64_t first_sample_ = 0, word_ = 0;
   int samples_ = 0, first_ = 0, steps_ = 0;
 };

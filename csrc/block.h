@@ -12,27 +12,41 @@ namespace FASTLIF_ISA {
 namespace {  // a copy for each source file: forward and backward differ in contraction
 
 // Torch weights (out, in, kernel_h, kernel_w) to [in][kernel_h][slot][out, padded], the order in which spikes read them.
+// row_pitch: distance between the weights of two outputs, which may have weights of other sources between them.
 template <class Real>
-void pack_weights(const Connection& c, const Real* weight, Buffer<Real>& packed) {
+void pack_weights(const Connection& c, const Real* weight, int64_t row_pitch, Buffer<Real>& packed) {
   const int out_channels = c.out.padded_channels();
   packed.allocate_zero(c.packed_size());
-  for (int o = 0; o < c.out.channels; ++o)
+  for (int o = 0; o < c.out.channels; ++o) {
+    const Real* row = weight + o * row_pitch;
     for (int i = 0; i < c.in.channels; ++i)
       for (int ky = 0; ky < c.kernel_h; ++ky)
         for (int kx = 0; kx < c.kernel_w; ++kx)
-          packed[((int64_t(i) * c.kernel_h + ky) * c.kernel_w + c.slot_of_tap[kx]) * out_channels + o] =
-              *weight++;
+          packed[((int64_t(i) * c.kernel_h + ky) * c.kernel_w + c.slot_of_tap[kx]) * out_channels + o] = *row++;
+  }
+}
+
+template <class Real>
+void pack_weights(const Connection& c, const Real* weight, Buffer<Real>& packed) {
+  pack_weights(c, weight, c.in.channels * c.taps(), packed);
 }
 
 // The inverse for gradients.
 template <class Real>
-void unpack_weights(const Connection& c, const Real* packed, Real* weight) {
+void unpack_weights(const Connection& c, const Real* packed, int64_t row_pitch, Real* weight) {
   const int out_channels = c.out.padded_channels();
-  for (int o = 0; o < c.out.channels; ++o)
+  for (int o = 0; o < c.out.channels; ++o) {
+    Real* row = weight + o * row_pitch;
     for (int i = 0; i < c.in.channels; ++i)
       for (int ky = 0; ky < c.kernel_h; ++ky)
         for (int kx = 0; kx < c.kernel_w; ++kx)
-          *weight++ = packed[((int64_t(i) * c.kernel_h + ky) * c.kernel_w + c.slot_of_tap[kx]) * out_channels + o];
+          *row++ = packed[((int64_t(i) * c.kernel_h + ky) * c.kernel_w + c.slot_of_tap[kx]) * out_channels + o];
+  }
+}
+
+template <class Real>
+void unpack_weights(const Connection& c, const Real* packed, Real* weight) {
+  unpack_weights(c, packed, c.in.channels * c.taps(), weight);
 }
 
 // Packed weights to [kernel_h][slot][out, padded][in, padded], the order in which input gradients read them. Source

@@ -2,6 +2,8 @@
 // the first-level cache. Compiled once per instruction set, without contraction into fused multiply-adds: results are
 // then the same on all of them, and as PyTorch rounds.
 #include "advance.h"
+#include "pooling.h"
+#include "skips.h"
 
 namespace fastlif {
 namespace FASTLIF_ISA {
@@ -72,6 +74,7 @@ void inject_values(const Connection& c, const Real* weights, const Real* values,
 template <class Real>
 struct SharedWeights {
   Buffer<Real> feedforward, recurrence, inhibition, bias;  // bias: a whole map, channels last
+  std::vector<Buffer<Real>> skips;
 };
 
 template <class Real>
@@ -99,10 +102,12 @@ class ForwardWorker {
       const Layer& layer = plan_.layers[l];
       LayerState<Real>& s = state_[l];
       constants_.emplace_back(layer);
-      const int64_t n = layer.shape.padded_size();
-      s.membrane.allocate(n), s.current.allocate(n), s.injected[0].allocate(n), s.injected[1].allocate(n);
-      if (layer.kind == Kind::lif) {
-        s.words.allocate(n), s.counts.allocate(n);
+      const bool pools = layer.kind == Kind::max_pool;  // has words and events, but no neurons
+      const int64_t n = layer.shape.padded_size(), neurons = pools ? 0 : n;
+      s.membrane.allocate(neurons), s.current.allocate(neurons);
+      s.injected[0].allocate(neurons), s.injected[1].allocate(neurons);
+      if (layer.emits_spikes()) {
+        s.words.allocate(n), s.counts.allocate(neurons);
         s.events.reserve(layer.shape.size());
         s.codes = layer_codes(layer);
         most_events = std::max(most_events, layer.shape.size());
@@ -124,8 +129,11 @@ class ForwardWorker {
                         input_codes_.data(), steps, input_events_);
       for (size_t l = 0; l < plan_.layers.size(); ++l) {
         if (plan_.layers[l].kind == Kind::lif) state_[l].words.zero(), state_[l].events.clear();
-        for (int q = 0; q < steps; ++q) run_step(l, b, word * kWordSteps + q, q);
-        if (plan_.layers[l].kind == Kind::lif) finish_word(l, b, word, steps);
+        if (plan_.layers[l].kind == Kind::max_pool)
+          pool(l, steps);
+        else
+          for (int q = 0; q < steps; ++q) run_step(l, b, word * kWordSteps + q, q);
+        if (plan_.layers[l].emits_spikes()) finish_word(l, b, word, steps);
       }
     }
     for (size_t l = 0; l < plan_.layers.size(); ++l) finish_sample(l, b);
@@ -155,6 +163,13 @@ class ForwardWorker {
       std::copy(s.membrane.data(), s.membrane.data() + s.membrane.size(), s.best.data());
       s.best_step.zero();
     }
+  }
+
+  void pool(size_t l, int steps) {
+    LayerState<Real>& s = state_[l];
+    pool_words(plan_.layers[l].feedforward, state_[l - 1].words.data(), plan_.layers[l - 1].shape.padded_channels(),
+               s.words.data());
+    words_to_events(s.words.size(), s.words.data(), s.codes.data(), steps, s.events);
   }
 
   // Holds J[n - 1 - delay], the current that enters I at this step, until J[n] takes its place. With a delay two buffers
@@ -205,6 +220,10 @@ class ForwardWorker {
     } else {
       const Events& source = l ? state_[l - 1].events : input_events_;
       inject_events(layer.feedforward, weights_[l].feedforward.data(), source.step(q), source.count[q], rows_.data(), to);
+    }
+    for (size_t i = 0; i < layer.skips.size(); ++i) {
+      const Events& source = state_[layer.skips[i]].events;
+      inject_events(layer.skip_connections[i], weights_[l].skips[i].data(), source.step(q), source.count[q], rows_.data(), to);
     }
     if (layer.recurrent) {
       const Events& own = state_[l].events;
@@ -270,7 +289,7 @@ class ForwardWorker {
   void finish_word(size_t l, int64_t b, int64_t word, int steps) {
     const Shape &shape = plan_.layers[l].shape, emitted = plan_.layers[l].emitted();
     LayerState<Real>& s = state_[l];
-    for (int64_t i = 0; i < s.words.size(); ++i) s.counts[i] += __builtin_popcount(uint32_t(s.words[i]));
+    for (int64_t i = 0; i < s.counts.size(); ++i) s.counts[i] += __builtin_popcount(uint32_t(s.words[i]));
     if (problem_.layers[l].words) {
       int32_t* to = problem_.layers[l].words + (word * problem_.batch + b) * shape.size();
       for (int p = 0; p < shape.positions(); ++p)
@@ -291,7 +310,7 @@ class ForwardWorker {
     const LayerPointers& p = problem_.layers[l];
     LayerState<Real>& s = state_[l];
     const Shape& shape = layer.shape;
-    if (layer.kind == Kind::current) return;
+    if (layer.kind == Kind::current || layer.kind == Kind::max_pool) return;
     const int64_t n = problem_.n_steps;
     const Real* last = injected(l, n);  // J[n - 1 - delay]
     if (layer.n_inhibitory)
@@ -332,8 +351,9 @@ void run_forward(const Problem& problem) {
   for (size_t l = 0; l < weights.size(); ++l) {
     const Layer& layer = problem.plan->layers[l];
     const LayerPointers& p = problem.layers[l];
-    if (layer.has_feedforward)
-      pack_weights(layer.feedforward, static_cast<const Real*>(p.weight), weights[l].feedforward);
+    const Real* weight = static_cast<const Real*>(p.weight);
+    if (layer.has_weight()) pack_weights(layer.feedforward, weight, layer.weight_columns(), weights[l].feedforward);
+    pack_skips(layer, weight, weights[l].skips);
     if (layer.recurrent)
       pack_weights(layer.recurrence, static_cast<const Real*>(p.recurrent_weight), weights[l].recurrence);
     if (layer.n_inhibitory)

@@ -86,6 +86,15 @@ static void set_lateral(Connection& c, const Shape& in, const Shape& out, int ke
   c.halo = c.padding_w;
 }
 
+// Synapses from every neuron of `in` to every one of `out`.
+static Connection all_to_all(const Shape& in, const Shape& out) {
+  Connection c;
+  c.in = in, c.out = out;
+  c.kernel_h = in.height, c.kernel_w = in.width;
+  c.build();
+  return c;
+}
+
 Plan Plan::decode(const std::vector<int64_t>& ints, const std::vector<double>& floats) {
   Plan plan;
   const size_t n = ints.empty() ? 0 : size_t(ints[0]);
@@ -128,7 +137,8 @@ Plan Plan::decode(const std::vector<int64_t>& ints, const std::vector<double>& f
     const int64_t channels = layer.shape.padded_channels();
     const int64_t halo = std::max(layer.halo(), layer.inhibition.halo);
     const int64_t halo_size = (layer.shape.width + 2 * halo) * layer.shape.height * channels;
-    const int64_t taps = std::max({layer.feedforward.taps(), layer.recurrence.taps(), layer.inhibition.taps()});
+    int64_t taps = std::max({layer.feedforward.taps(), layer.recurrence.taps(), layer.inhibition.taps()});
+    for (int source : layer.skips) taps = std::max<int64_t>(taps, plan.layers.at(source).shape.positions());
     if (halo_size > INT32_MAX || taps * channels > INT32_MAX)
       throw std::invalid_argument("layer " + std::to_string(l) + ": a map of " + std::to_string(halo_size) +
                                   " neurons or kernels of " + std::to_string(taps * channels) +
@@ -137,6 +147,8 @@ Plan Plan::decode(const std::vector<int64_t>& ints, const std::vector<double>& f
     if (layer.has_feedforward) layer.feedforward.build();
     if (layer.recurrent) layer.recurrence.build();
     if (layer.n_inhibitory) layer.inhibition.build();
+    for (int source : layer.skips)
+      layer.skip_connections.push_back(all_to_all(plan.layers.at(source).emitted(), layer.shape));
     plan.layers.push_back(std::move(layer));
   }
   return plan;

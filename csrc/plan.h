@@ -74,6 +74,15 @@ struct Layer {
   Decays inhibitory_neurons;
   std::vector<int> skips;  // earlier layers that a readout hears too
   Connection feedforward, recurrence, inhibition;
+  std::vector<Connection> skip_connections;  // all-to-all, one per skip
+  bool emits_spikes() const { return kind == Kind::lif || kind == Kind::max_pool; }
+  bool has_weight() const { return has_feedforward && kind != Kind::max_pool; }
+  // Columns of the weight: those of the layer before, then those of the skips in order.
+  int64_t weight_columns() const {
+    int64_t columns = feedforward.in.channels * feedforward.taps();
+    for (const Connection& skip : skip_connections) columns += skip.in.size();
+    return columns;
+  }
   Shape emitted() const { return {shape.channels - n_inhibitory, shape.height, shape.width}; }
   int halo() const { return recurrent ? recurrence.halo : 0; }
   // Size of a map of this layer whose rows carry the halo that the recurrent input gradient reads.

@@ -101,6 +101,10 @@ SKIPS = [
         "skips-pool-dalian", 33, 2, (2, 8, 8), ((3, 3), (3, 3)), (20, 9), padding=(1,),
         recurrent=(3, 3), inhibitory=(4, 2), inhibitory_kernel=(3, 3), pool=(2, 2), skips=True,
     ),
+    Case(
+        "skips-pool", 40, 19, (1, 40), ((5,), (3,)), (16, 20), (2,), recurrent=(3,), pool=(2,),
+        skips=True,
+    ),
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 from fastlif import ops
 from fastlif.spikes import PackedSpikes
 
-from .cases import CONV, DENSE, INHIBITION, Case, build, layer_tensors, named_leaves
+from .cases import CONV, DENSE, INHIBITION, POOLING, SKIPS, Case, build, layer_tensors, named_leaves
 from .compare import loss
 
 CASES = [
@@ -20,6 +20,8 @@ CASES = [
         "dalian-conv1d", 40, 17, (1, 60), ((9,), (3,)), (20, 24), (3,), recurrent=(5,),
         inhibitory=(5, 8), inhibitory_kernel=(3,),
     ),
+    POOLING[1],
+    SKIPS[-1],
 ]  # fmt: skip
 FEW = [CASES[0], CASES[1], CASES[3]]
 

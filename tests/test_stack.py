@@ -87,7 +87,15 @@ def test_every_instruction_set(isa):
     try:
         kernels.select_isa(isa)
         assert kernels.isa() == isa
-        for case in (DENSE[3], CONV[0], CONV[3], INHIBITION[1], INHIBITION[4]):
+        for case in (
+            DENSE[3],
+            CONV[0],
+            CONV[3],
+            INHIBITION[1],
+            INHIBITION[4],
+            POOLING[1],
+            SKIPS[1],
+        ):
             check(replay(build(case), torch.float32), 1e-3, case)
             check(replay(build(case), torch.float32, exact=True), 1e-4, case)
             check(replay(build(case, binary=False), torch.float64), 1e-9, case)
@@ -95,7 +103,9 @@ def test_every_instruction_set(isa):
         kernels.select_isa(best)
 
 
-@pytest.mark.parametrize("case", [CONV[0], INHIBITION[1]], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [CONV[0], INHIBITION[1], POOLING[0], SKIPS[1]], ids=lambda case: case.name
+)
 def test_forward_is_bitwise_the_same_on_every_instruction_set(case):
     from fastlif import extension
 

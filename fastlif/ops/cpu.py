@@ -26,7 +26,7 @@ from fastlif.ops.plan import LayerPlan, lacking
 from fastlif.spikes import pack_words
 
 BITS, VALUES, CURRENT = range(3)  # kinds of input, as in csrc/engine.h
-SUPPORTED: tuple[str, ...] = ("inhibition",)  # of what `lacking` asks for
+SUPPORTED = ("inhibition", "max_pool", "skips")  # of what `lacking` asks for
 LARGE = 1 << 22  # bytes; below, torch's allocator is as good
 
 
