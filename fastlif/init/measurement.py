@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fastlif import ops
-from fastlif.init.traversal import mean_rate, spiking_layers, time_dim, visit_inputs
+from fastlif.init.traversal import (
+    image_encoders,
+    mean_rate,
+    spiking_layers,
+    time_dim,
+    visit_inputs,
+)
 from fastlif.ops.plan import Connection, LayerPlan, LayerTensors, LIFState
 from fastlif.ops.reference import stack_trace
 from fastlif.spikes import PackedSpikes
@@ -27,7 +33,8 @@ class Measurement:
     """Activity of one spiking layer, averaged over its neurons and the samples.
 
     mu_u is the average of the membrane's mean over time, sigma_u the root of the average of its
-    variance over time: the quantities of a `Prediction`.
+    variance over time: the quantities of a `Prediction`. Of a Dalian layer, these are those of the
+    excitatory neurons, and `inhibitory` is a measurement of the inhibitory ones.
     """
 
     name: str  # the layer's name in the model, or its class if it was given by itself
@@ -36,17 +43,30 @@ class Measurement:
     firing_rate: float  # Hz, of the layer's own spikes (it spikes here even where spiking=False)
     input_rate: float  # Hz, of the layer's input
     n_neurons: int
+    inhibitory: Measurement | None = None
 
 
 @dataclass
 class _Sums:
-    """Sums over samples of one layer's averages over neurons."""
+    """Sums over samples of one population's averages over neurons."""
 
     n_neurons: int = 0
     mean: float = 0.0
     variance: float = 0.0
     firing_rate: float = 0.0
     input_rate: float = 0.0
+    inhibitory: _Sums | None = None
+
+    def add(self, mean: Tensor, variance: Tensor) -> None:
+        """Mean and variance over time, (batch, *features)."""
+        self.n_neurons = math.prod(mean.shape[1:])
+        self.mean += float(mean.mean()) * len(mean)
+        self.variance += float(variance.mean()) * len(variance)
+
+    def add_rates(self, firing_rate: float, input_rate: float, n_samples: int) -> None:
+        """Rates in Hz of n_samples more samples."""
+        self.firing_rate += firing_rate * n_samples
+        self.input_rate += input_rate * n_samples
 
     def measurement(self, name: str, n_samples: int) -> Measurement:
         return Measurement(
@@ -56,6 +76,7 @@ class _Sums:
             firing_rate=self.firing_rate / n_samples,
             input_rate=self.input_rate / n_samples,
             n_neurons=self.n_neurons,
+            inhibitory=self.inhibitory and self.inhibitory.measurement(name, n_samples),
         )
 
 
@@ -70,13 +91,14 @@ def measure(
     """Mean and fluctuations of the membranes of every spiking layer, and its firing rate.
 
     input: a batch of input to the module, (time, batch, *features) or PackedSpikes, or batch first
-        if the layers are so (all of them).
+        if the layers are so (all of them); images if the module begins with an ImageEncoder.
     spiking: True measures the membranes as they are, reset included. False disables threshold and
         reset of the layer that is measured; its input still comes from the spiking layers below,
         which is the situation that the formulas describe.
     recurrent_input: with spiking=False a layer sends itself no spikes. These take their place, one
         tensor if the module has one spiking layer, else a tensor or None per spiking layer, always
-        (time, batch, *features of the layer). Without them the recurrent weights get no input.
+        (time, batch, *features of the layer), in a Dalian layer those of its excitatory and behind
+        them its inhibitory neurons. Without them the recurrent weights get no input.
     warmup: number of first steps that the statistics leave out.
 
     Returns one Measurement per spiking layer, in the order in which the module registered them. A
@@ -85,8 +107,13 @@ def measure(
     layers = spiking_layers(module)
     if not layers:
         raise ValueError(f"{type(module).__name__} contains no spiking fastlif layer")
-    over_time = time_dim(next(iter(layers.values())), input)
-    n_steps, n_samples = input.shape[over_time], input.shape[1 - over_time]
+    first = next(iter(layers.values()))
+    if first in image_encoders(module).values():
+        sample_dim, n_steps = 0, image_encoders(module)[next(iter(layers))].n_steps
+    else:
+        sample_dim = 1 - time_dim(first, input)
+        n_steps = input.shape[1 - sample_dim]
+    n_samples = input.shape[sample_dim]
     if not 0 <= warmup < n_steps:
         raise ValueError(f"warmup must be between 0 and {n_steps - 1} steps, got {warmup}")
     if n_samples == 0:
@@ -109,7 +136,7 @@ def measure(
                     own_spikes = own_spikes[:, samples]
                 _measure_layer(layer, layer_input, own_spikes, spiking, warmup, sums[name])
 
-        if isinstance(input, PackedSpikes) or over_time == 1:
+        if isinstance(input, PackedSpikes) or sample_dim == 0:
             visit_inputs(module, input[samples], visit)
         else:
             visit_inputs(module, input[:, samples], visit)
@@ -130,53 +157,93 @@ def _measure_layer(
     """Run one layer over slices of time and add its averages over neurons to the sums."""
     emitted = layer(input)  # by the fused operation; the membranes below are the reference's
     emitted = emitted.movedim(time_dim(layer, emitted), 0)
-    if isinstance(input, PackedSpikes):
-        input = input.unpack(emitted.dtype)
-    else:
-        input = input.movedim(time_dim(layer, input), 0)
-    n_steps, n_samples = input.shape[:2]
-    plan, tensors = layer.plan(tuple(input.shape[2:]), n_steps), layer.tensors(None)
+    signal = layer.time_first(input)
+    if isinstance(signal, PackedSpikes):
+        signal = signal.unpack(emitted.dtype)
+    n_steps, n_samples = signal.shape[:2]
+    plan, tensors = layer.plan(tuple(signal.shape[2:]), n_steps), layer.tensors(None)
     if own_spikes is not None and own_spikes.shape[2:] != plan.features:
         raise ValueError(
             f"recurrent_input must be (time, batch, *{plan.features}), "
             f"got {tuple(own_spikes.shape)}"
         )
-    # With every input current known beforehand, only the membranes are left to step through.
-    membrane_plan = replace(plan, feedforward=None)
-    recurrent_weight = tensors.recurrent_weight if spiking else None
-    n_neurons = math.prod(plan.features)
-    total = torch.zeros(n_samples, *plan.features, dtype=torch.float64, device=input.device)
+    total = torch.zeros(n_samples, *plan.features, dtype=torch.float64, device=signal.device)
     total_of_squares = torch.zeros_like(total)
+    first_step = 0
+    for membrane in _membranes(layer, plan, tensors, signal, own_spikes, spiking):
+        counted = membrane[max(0, warmup - first_step) :].double()
+        total += counted.sum(0)
+        total_of_squares += counted.square().sum(0)
+        first_step += len(membrane)
+    mean = total / (n_steps - warmup)
+    # A rounding error can be all that is left of the difference, and then it can be negative.
+    variance = (total_of_squares / (n_steps - warmup) - mean.square()).clamp_min(0.0)
+    input_rate = mean_rate(layer, signal[warmup:])
+    n_excitatory = plan.emitted_features[0]
+    sums.add(mean[:, :n_excitatory], variance[:, :n_excitatory])
+    sums.add_rates(mean_rate(layer, emitted[warmup:]), input_rate, n_samples)
+    if plan.inhibition is not None:
+        sums.inhibitory = sums.inhibitory or _Sums()
+        sums.inhibitory.add(mean[:, n_excitatory:], variance[:, n_excitatory:])
+        rate = _inhibitory_rate(layer, plan, tensors, signal, warmup)
+        sums.inhibitory.add_rates(rate, input_rate, n_samples)
+
+
+def _membranes(
+    layer: StackLayer,
+    plan: LayerPlan,
+    tensors: LayerTensors,
+    signal: Tensor,  # (time, batch, *features)
+    own_spikes: Tensor | None,
+    spiking: bool,
+) -> Iterator[Tensor]:
+    """Membranes of one layer, (time, batch, *features), slice of time by slice of time."""
+    # With every excitatory current known beforehand, no synapse is left to step through but
+    # inhibition, whose current has a decay of its own.
+    membrane_plan = replace(plan, feedforward=None)
+    hears_itself = spiking or own_spikes is not None
     state = LIFState()
-    n_slice = max(1, SLICE_NUMBERS // (n_samples * n_neurons))
-    for start in range(0, n_steps, n_slice):
+    n_slice = max(1, SLICE_NUMBERS // (signal.shape[1] * math.prod(plan.features)))
+    for start in range(0, len(signal), n_slice):
         part = slice(start, start + n_slice)
-        current = input[part]
+        current, replay = signal[part], None
         if plan.feedforward is not None:
             weights = LayerTensors(tensors.weight, tensors.bias)
             current = _current(layer, plan.features, plan.feedforward, weights, current)
         if own_spikes is not None:
-            weights = LayerTensors(tensors.recurrent_weight)
-            link = _recurrent_link(plan)
-            current = current + _current(layer, plan.features, link, weights, own_spikes[part])
+            excitatory = own_spikes[part, :, : plan.emitted_features[0]]
+            if tensors.recurrent_weight is not None:
+                weights = LayerTensors(tensors.recurrent_weight)
+                link = _recurrent_link(plan)
+                current = current + _current(layer, plan.features, link, weights, excitatory)
+            replay = [own_spikes[part]]
         trace = stack_trace(
             current,
             [membrane_plan],
-            [LayerTensors(recurrent_weight=recurrent_weight, state=state)],
+            [
+                LayerTensors(
+                    recurrent_weight=tensors.recurrent_weight if spiking else None,
+                    state=state,
+                    inhibitory_weight=tensors.inhibitory_weight if hears_itself else None,
+                )
+            ],
+            replay_spikes=replay,
             spiking=spiking,
         )
         state = trace.result.states[0]
-        membrane = trace.membranes[0][max(0, warmup - start) :].double()
-        total += membrane.sum(0)
-        total_of_squares += membrane.square().sum(0)
-    mean = total / (n_steps - warmup)
-    # A rounding error can be all that is left of the difference, and then it can be negative.
-    variance = (total_of_squares / (n_steps - warmup) - mean.square()).clamp_min(0.0)
-    sums.n_neurons = n_neurons
-    sums.mean += float(mean.mean()) * n_samples
-    sums.variance += float(variance.mean()) * n_samples
-    sums.firing_rate += mean_rate(layer, emitted[warmup:]) * n_samples
-    sums.input_rate += mean_rate(layer, input[warmup:]) * n_samples
+        yield trace.membranes[0]
+
+
+def _inhibitory_rate(
+    layer: StackLayer, plan: LayerPlan, tensors: LayerTensors, signal: Tensor, warmup: int
+) -> float:
+    """Firing rate in Hz of a layer's inhibitory neurons, whose spikes it does not emit."""
+    if warmup:
+        run = ops.stack(signal[:warmup], [plan], [tensors], backend=layer.backend)
+        tensors = tensors._replace(state=run.states[0])
+    run = ops.stack(signal[warmup:], [plan], [tensors], backend=layer.backend)
+    counts = run.spike_counts[0][:, plan.emitted_features[0] :]
+    return float(counts.mean(dtype=torch.float64)) / ((len(signal) - warmup) * layer.dt)
 
 
 def _current(
@@ -192,10 +259,10 @@ def _current(
 
 
 def _recurrent_link(plan: LayerPlan) -> Connection:
-    """The layer's connection onto itself: stride 1, "same" padding."""
+    """The layer's connection from its emitting neurons to all: stride 1, "same" padding."""
     height, width = plan.recurrent_kernel or (1, 1)
     return Connection(
-        plan.shape, plan.shape, kernel=(height, width), padding=(height // 2, width // 2)
+        plan.emitted_shape, plan.shape, kernel=(height, width), padding=(height // 2, width // 2)
     )
 
 

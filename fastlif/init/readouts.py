@@ -71,7 +71,9 @@ def readout_(
     if rates is not None and psp is not None:
         parts = zip(sources, weights, rates, strict=True)
         predicted = math.hypot(*(predicted_sigma_u([(n, w)], one, psp) for n, w, one in parts))
-    for block, distribution in zip(readout.weight.detach().split(sources, dim=1), weights, strict=True):
+    for block, distribution in zip(
+        readout.weight.detach().split(sources, dim=1), weights, strict=True
+    ):
         draw_(block, distribution, generator)
     zero_(readout.bias)
     return Prediction(
