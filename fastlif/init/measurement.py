@@ -69,6 +69,7 @@ class _Sums:
         self.input_rate += input_rate * n_samples
 
     def measurement(self, name: str, n_samples: int) -> Measurement:
+        of_inhibitory = self.inhibitory
         return Measurement(
             name=name,
             mu_u=self.mean / n_samples,
@@ -76,7 +77,9 @@ class _Sums:
             firing_rate=self.firing_rate / n_samples,
             input_rate=self.input_rate / n_samples,
             n_neurons=self.n_neurons,
-            inhibitory=self.inhibitory and self.inhibitory.measurement(name, n_samples),
+            inhibitory=None
+            if of_inhibitory is None
+            else of_inhibitory.measurement(name, n_samples),
         )
 
 
