@@ -1,4 +1,13 @@
-"""SMORMS3, an optimizer whose averaging window and step size follow each parameter's gradient."""
+"""SMORMS3, whose averaging window and step size follow each parameter's gradient; lower bounds.
+
+Weights of Dalian layers must not become negative. SMORMS3 has that in its step; any other
+optimizer gets it by a hook::
+
+    SMORMS3(parameter_groups(model), lr=5e-3)
+
+    optimizer = torch.optim.Adam(model.parameters())
+    keep_non_negative(optimizer, model)
+"""
 
 from __future__ import annotations
 
@@ -9,10 +18,62 @@ from importlib.util import find_spec
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["SMORMS3"]
+__all__ = ["SMORMS3", "keep_non_negative", "parameter_groups"]
+
+
+def parameter_groups(model: nn.Module, **options: Any) -> list[dict[str, Any]]:
+    """Parameter groups of a model for an optimizer, with the bound of its Dalian weights.
+
+    model: any module. Those of its modules that have a method `non_negative_parameters`, as the
+        Dalian layers do, give the parameters of the second group, whose `minimum` is 0.0. SMORMS3
+        keeps to it; other optimizers ignore it and need `keep_non_negative`.
+    options: for both groups, such as lr.
+
+    Returns one or two groups, none of them empty.
+    """
+    bounded = _non_negative(model)
+    ids = {id(parameter) for parameter in bounded}
+    free = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    groups: list[dict[str, Any]] = []
+    if free:
+        groups.append({"params": free, **options})
+    if bounded:
+        groups.append({"params": bounded, **options, "minimum": 0.0})
+    return groups
+
+
+def keep_non_negative(optimizer: Optimizer, model: nn.Module) -> RemovableHandle:
+    """Set negative Dalian weights of the model to 0 after every step of an optimizer of torch.
+
+    Nothing waits for the device, so that a step can be part of a CUDA graph. The state of the
+    optimizer is not touched, and saving or loading state dicts does not matter; but torch drops
+    hooks when an optimizer itself is copied or pickled: call this again for the copy. (SMORMS3 with
+    `parameter_groups` needs no hook and keeps the bound.)
+
+    Returns a handle, whose `remove()` ends it. Models without such weights are left as they are.
+    """
+
+    def clamp(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        weights = _non_negative(model)
+        if weights:
+            with torch.no_grad():
+                torch._foreach_clamp_min_(weights, 0.0)
+
+    return optimizer.register_step_post_hook(clamp)
+
+
+def _non_negative(model: nn.Module) -> list[Tensor]:
+    """The parameters of a model that must not become negative, each once."""
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        own: Callable[[], list[Tensor]] | None = getattr(module, "non_negative_parameters", None)
+        if own is not None:
+            found.update((id(weight), weight) for weight in own())
+    return list(found.values())
 
 
 class SMORMS3(Optimizer):
