@@ -18,7 +18,17 @@ import torch
 from fastlif import ops
 from fastlif.spikes import PackedSpikes
 
-from .cases import CONV, DECAY_MEM, DECAY_SYN, DENSE, Case, build, layer_tensors
+from .cases import (
+    CONV,
+    DECAY_MEM,
+    DECAY_SYN,
+    DENSE,
+    INHIBITION,
+    Case,
+    build,
+    layer_tensors,
+    named_leaves,
+)
 from .compare import loss, relative, replay
 from .targets import BY_NAME
 from .test_stack import PRECISIONS, check
@@ -33,6 +43,9 @@ RESIDENT = Case("resident", 35, 3, (23,), channels=(31, 17), readout="readout_tr
 PAIRS = Case("pairs", 7, 9, (12,), channels=(130, 20))
 CONV1D = replace(CONV[0], n_steps=9, batch=2)
 CONV2D = replace(CONV[3], n_steps=6)
+DALIAN = replace(INHIBITION[1], n_steps=7)
+INHIBITION_ONLY = replace(INHIBITION[2], n_steps=6)
+DALIAN_CONV = replace(INHIBITION[4], n_steps=5)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
@@ -64,6 +77,10 @@ def test_in_a_process_of_its_own():
         (replace(CONV[2], n_steps=35, batch=1), False, 1, "float32-exact"),
         (replace(CONV[4], n_steps=5), False, 1, "float32-half"),
         (replace(CONV[5], n_steps=4), True, 0, "float32-half"),
+        (DALIAN, True, 0, "float32-half"),
+        (DALIAN, False, 1, "float32-exact"),
+        (INHIBITION_ONLY, True, 1, "float32-half"),
+        (DALIAN_CONV, False, 0, "float64"),
         (DENSE[0], False, 1, "float32-half"),
         (DENSE[0], True, 0, "float64"),
         (DENSE[2], True, 0, "float32-exact"),
@@ -90,7 +107,7 @@ def run(case, n_steps=None, *, packed=False, backend="triton", dtype=torch.float
     result = ops.stack(input, case.plans, tensors, backend=backend)
     loss(result).backward()
     states = [s for state in result.states for s in state if s is not None]
-    grads = [t.grad for layer in tensors for t in layer[:3] if t is not None]
+    grads = [leaf.grad for leaf in named_leaves(tensors).values()]
     return [result.output, *result.spike_counts, *states], grads
 
 

@@ -21,6 +21,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fastlif" / "ops" / "triton"
 BUDGET = {"pack": 40, "unpack": 40, "count": 40, "pair": 40, "lif_forward": 48, "lif_backward": 80,
           "readout_forward": 48, "readout_backward": 48, "synapse_forward": 144,
           "weight_gradient": 255, "recurrent_forward": 255, "recurrent_backward": 255}  # fmt: skip
+# A number in double precision is two registers, and inhibition doubles the numbers of a neuron.
+DOUBLE_BUDGET = {"pair": 48, "lif_backward": 96}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,9 @@ def test_no_kernel_spills_or_is_over_its_budget(rows):
         f"{r.name} for sm_{r.arch} {r.over_budget} ({r.variant})" for r in rows if r.over_budget
     ]
     for row in rows:
-        if row.registers > BUDGET[row.name.removesuffix("_kernel")]:
+        name = row.name.removesuffix("_kernel")
+        budget = BUDGET | (DOUBLE_BUDGET if "fp64" in row.variant else {})
+        if row.registers > budget[name]:
             wrong.append(f"{row.name} for sm_{row.arch} takes {row.registers} registers")
     assert wrong == []
 

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastlif.ops.layout import StackShapes
-from fastlif.ops.plan import LayerPlan, conv_connection, dense_connection, encode
+from fastlif.ops.plan import Inhibition, LayerPlan, conv_connection, dense_connection, encode
 from fastlif.ops.triton import backward, forward, launch
 from fastlif.spikes import n_words
 
@@ -185,6 +185,16 @@ def dense(name: str, widths: Sequence[int], *, recurrent: bool, **options: Any) 
     return Problem(name, tuple(plans), (704,), **options)
 
 
+def dalian(name: str, *, recurrent: bool = True, **options: Any) -> Problem:
+    """A dense layer of 128 excitatory and 32 inhibitory neurons."""
+    inhibition = Inhibition(32, (1, 1), 0.9, 0.8, 0.7, 0.6)
+    kinds = {k: options.pop(k) for k in ("detach_reset", "delay") if k in options}
+    own = (1, 1) if recurrent else None
+    link = dense_connection((704,), 160)
+    plan = LayerPlan("lif", (160,), link, own, **OPTIONS, **kinds, inhibition=inhibition)
+    return Problem(name, (plan,), (704,), **options)
+
+
 def conv(name: str, *, recurrent: tuple[int, int] | None) -> Problem:
     """Three one-dimensional convolutions on 700 inputs, and 20 readout neurons."""
     plans, features = [], (1, 700)
@@ -214,6 +224,10 @@ def problems() -> list[Problem]:
         dense("recurrent, delayed, reset", (50,), recurrent=True, delay=1, detach_reset=False),
         dense("recurrent, large", (256,), recurrent=True, detach_reset=False),
         dense("recurrent, float64", (128,), recurrent=True, dtype=torch.float64, delay=1),
+        dalian("dalian"),
+        dalian("dalian, delayed, reset", delay=1, detach_reset=False, exact=True),
+        dalian("dalian, inhibition only, reset", recurrent=False, detach_reset=False),
+        dalian("dalian, float64", dtype=torch.float64, delay=1),
         conv("conv1d", recurrent=(1, 5)),
     ]
 
@@ -247,15 +261,22 @@ def layer_tensors(plan: LayerPlan, problem: Problem) -> list[Tensor]:
     def zeros(shape: Sequence[int] | None) -> Tensor:
         return torch.zeros((0,) if shape is None else tuple(shape), dtype=problem.dtype)
 
-    link, own = plan.feedforward, plan.recurrent_weight_shape
+    def own(shape: tuple[int, int, int, int] | None) -> Tensor:
+        return zeros(shape and (shape if len(plan.features) > 1 else shape[:2]))
+
+    link = plan.feedforward
     state = (problem.batch, *plan.features)
+    inhibitory = state if plan.inhibition else None
     return [
         zeros(link and link.weight_shape),
         zeros(plan.shape[:1]),
-        zeros(own and (own if len(plan.features) > 1 else own[:2])),
+        own(plan.recurrent_weight_shape),
+        own(plan.inhibitory_weight_shape),
         zeros(state),
         zeros(state),
         zeros(state if plan.delay else None),
+        zeros(inhibitory),
+        zeros(inhibitory if plan.delay else None),
     ]
 
 

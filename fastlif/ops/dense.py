@@ -34,6 +34,13 @@ def to_user(flat: Tensor, features: Sequence[int]) -> Tensor:
     return by_channel.reshape(*flat.shape[:-1], *features).contiguous()
 
 
+def select_channels(flat: Tensor, channels: int, first: int, stop: int) -> Tensor:
+    """Of flat (..., positions * channels) the channels from first to stop, contiguous flat."""
+    if (first, stop) == (0, channels):
+        return flat
+    return flat.unflatten(-1, (-1, channels))[..., first:stop].flatten(-2).contiguous()
+
+
 @contextmanager
 def library_precision(reduced: bool) -> Iterator[None]:
     """Deterministic cuDNN, in full float32 unless reduced (TF32) convolutions are allowed.

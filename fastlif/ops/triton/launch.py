@@ -40,6 +40,8 @@ def block(compiled: int) -> int:
 def constants(plan: LayerPlan, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The six numbers of a layer's neurons, as `scan.load_constants` reads them.
 
+    With inhibition five more, as `populations.load_decays` reads them.
+
     A tensor because kernel arguments are float32 whatever the dtype; made once, so that nothing is
     copied to the device while a graph is captured.
     """
@@ -51,4 +53,13 @@ def constants(plan: LayerPlan, dtype: torch.dtype, device: torch.device) -> Tens
         plan.surrogate_slope,
         plan.surrogate_scale,
     ]
+    own = plan.inhibition
+    if own is not None:
+        numbers += [
+            own.decay_syn,
+            own.neuron_decay_mem,
+            1.0 - own.neuron_decay_mem,
+            own.neuron_decay_syn,
+            own.neuron_decay_inhibitory,
+        ]
     return torch.tensor(numbers, dtype=dtype, device=device)

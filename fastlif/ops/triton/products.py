@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,12 +34,27 @@ def plainly_on(device: torch.device) -> Iterator[None]:
 
 
 @lru_cache(maxsize=256)
-def recurrence(plan: LayerPlan) -> LayerPlan:
-    """The recurrent synapse of a layer as the feed-forward one of a plan like it."""
-    assert plan.recurrent_kernel is not None
-    height, width = plan.recurrent_kernel
-    link = Connection(plan.shape, plan.shape, (height, width), padding=(height // 2, width // 2))
-    return replace(plan, feedforward=link, recurrent_kernel=None)
+def recurrence(plan: LayerPlan, *, inhibitory: bool = False) -> LayerPlan:
+    """Recurrent synapses of a layer as the feed-forward ones of a plan like it.
+
+    Those of its inhibitory neurons, or those of the others.
+    """
+    shape = plan.inhibitory_weight_shape if inhibitory else plan.recurrent_weight_shape
+    assert shape is not None
+    _, channels, height, width = shape
+    sources = (channels, *plan.shape[1:])
+    link = Connection(sources, plan.shape, (height, width), padding=(height // 2, width // 2))
+    return replace(plan, feedforward=link, recurrent_kernel=None, inhibition=None)
+
+
+def is_recurrent(plan: LayerPlan) -> bool:
+    """Whether a layer hears any of its own neurons."""
+    return plan.recurrent_kernel is not None or plan.inhibition is not None
+
+
+def emitted_words(plan: LayerPlan, words: Tensor) -> Tensor:
+    """Of a layer's words, int32 (words, batch, N), those of the neurons that others hear."""
+    return dense.select_channels(words, plan.shape[0], 0, plan.emitted_features[0])
 
 
 def unpacked(
@@ -56,25 +72,69 @@ def unpacked(
     return flat.view(stop - start, batch, height, width, channels).permute(0, 1, 4, 2, 3)
 
 
-def recurrent_product(plan: LayerPlan, weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """V S of a layer, flat (steps, batch, N) to the same, by torch's libraries."""
-    if _is_dense(plan):
-        return lambda spikes: spikes @ weight.t()
-    own = recurrence(plan)
-    return lambda spikes: dense.injected_current(
-        dense.to_user(spikes, plan.features), own, weight, None
-    )
+Product = Callable[[Tensor], Tensor]
 
 
-def recurrent_gradient(
-    plan: LayerPlan, weight: Tensor, *, reduced: bool
-) -> Callable[[Tensor], Tensor]:
-    """V^T dL/dJ of a layer, flat (steps, batch, N) to the same, by torch's libraries."""
-    if _is_dense(plan):
-        return lambda grad: grad @ weight
-    own = recurrence(plan)
-    return lambda grad: dense.input_gradient(grad, own, weight, reduced=reduced)
+class RecurrentProducts(NamedTuple):
+    """The recurrent synapses of a layer, forward or backward; None where it has none.
+
+    Forward, from the spikes of a population to the current of all neurons; backward, from the
+    gradient of that current to that of the spikes. All flat, (steps, batch, N).
+    """
+
+    excitatory: Product | None
+    inhibitory: Product | None
+
+    def of(
+        self, excitatory: Tensor | None, inhibitory: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Both products."""
+        first = None
+        if self.excitatory is not None and excitatory is not None:
+            first = self.excitatory(excitatory)
+        second = None
+        if self.inhibitory is not None and inhibitory is not None:
+            second = self.inhibitory(inhibitory)
+        return first, second
 
 
-def _is_dense(plan: LayerPlan) -> bool:
-    return plan.shape[1:] == (1, 1) and plan.recurrent_kernel == (1, 1)
+def recurrent_currents(
+    plan: LayerPlan, weight: Tensor | None, inhibitory_weight: Tensor | None
+) -> RecurrentProducts:
+    """V S and K of a layer from its spikes, by torch's libraries."""
+
+    def product(weight: Tensor | None, inhibitory: bool) -> Product | None:
+        if weight is None:
+            return None
+        own, given = recurrence(plan, inhibitory=inhibitory), weight
+        link = own.feedforward
+        assert link is not None
+        if _is_dense(link):
+            return lambda spikes: spikes @ given.t()
+        sources = (link.in_shape[0], *plan.features[1:])
+        return lambda spikes: dense.injected_current(
+            dense.to_user(spikes, sources), own, given, None
+        )
+
+    return RecurrentProducts(product(weight, False), product(inhibitory_weight, True))
+
+
+def recurrent_gradients(
+    plan: LayerPlan, weight: Tensor | None, inhibitory_weight: Tensor | None, *, reduced: bool
+) -> RecurrentProducts:
+    """Gradients of a layer's spikes from dL/dJ and dL/dK, by torch's libraries."""
+
+    def product(weight: Tensor | None, inhibitory: bool) -> Product | None:
+        if weight is None:
+            return None
+        own, given = recurrence(plan, inhibitory=inhibitory), weight
+        assert own.feedforward is not None
+        if _is_dense(own.feedforward):
+            return lambda grad: grad @ given
+        return lambda grad: dense.input_gradient(grad, own, given, reduced=reduced)
+
+    return RecurrentProducts(product(weight, False), product(inhibitory_weight, True))
+
+
+def _is_dense(link: Connection) -> bool:
+    return link.out_shape[1:] == (1, 1) and link.kernel == (1, 1)

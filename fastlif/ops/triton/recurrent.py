@@ -279,7 +279,7 @@ def recurrent_backward_kernel(
 def fits(neurons: Neurons | Adjoint) -> bool:
     """Whether these kernels can run a recurrent layer."""
     channels, positions = neurons.sizes[2:]
-    if neurons.constants.dtype != torch.float32 or positions > 1:
+    if neurons.constants.dtype != torch.float32 or positions > 1 or neurons.plan.inhibition:
         return False
     return channels <= MOST_NEURONS or (channels == WHOLE_NEURONS and neurons.plan.detach_reset)
 
@@ -305,7 +305,7 @@ def recurrent_forward(
     grid, options = _geometry(n, size // n)
     launch.run(
         recurrent_forward_kernel, grid, injected, *weight, neurons.constants,
-        *neurons.initial, neurons.state, launch.present(out.kept), out.words, out.membrane,
+        *neurons.initial[:3], neurons.state, launch.present(out.kept), out.words, out.membrane,
         out.synaptic_current, launch.present(out.pending_current), start, stop, size, n,
         **neurons.window(start, stop), DETACH=neurons.plan.detach_reset,
         PARTS=1 if reduced else 2, **options, **launch.EXACT_ROUNDING,
@@ -324,8 +324,8 @@ def recurrent_backward(
     grid, options = _geometry(n, size // n)
     launch.run(
         recurrent_backward_kernel, grid, grad_spikes, *weight, adjoint.grad_counts,
-        *adjoint.grad_final, adjoint.kept, adjoint.words, adjoint.constants,
-        adjoint.grad_injected, *adjoint.grad_initial, adjoint.n_steps, size, n,
+        *adjoint.grad_final[:3], adjoint.kept, adjoint.words, adjoint.constants,
+        adjoint.grad_injected, *adjoint.grad_initial[:3], adjoint.n_steps, size, n,
         DETACH=adjoint.plan.detach_reset, DELAY=bool(adjoint.plan.delay),
         PARTS=1 if reduced else 2, **options,
     )  # fmt: skip

@@ -234,7 +234,7 @@ class Neurons:
     constants: Tensor
     initial: LIFState  # user (batch, *features); None is zero
     out: LayerOutputs
-    state: Tensor  # (3, batch, N), between windows
+    state: Tensor  # (3, batch, N), with inhibition (5, batch, N): between windows
     n_steps: int
 
     @property
@@ -254,7 +254,7 @@ def lif_forward(neurons: Neurons, injected: Tensor, start: int, stop: int) -> No
     out, sizes = neurons.out, neurons.sizes
     launch.run(
         lif_forward_kernel, (triton.cdiv(sizes[0], BLOCK),), injected, neurons.constants,
-        *neurons.initial, neurons.state, launch.present(out.kept), out.words, out.membrane,
+        *neurons.initial[:3], neurons.state, launch.present(out.kept), out.words, out.membrane,
         out.synaptic_current, launch.present(out.pending_current), start, stop, *sizes,
         **neurons.window(start, stop), DETACH=neurons.plan.detach_reset, BLOCK=BLOCK,
         STAGES=STAGES, num_warps=WARPS, **launch.EXACT_ROUNDING,
@@ -273,7 +273,7 @@ def readout_forward(
     out, sizes = neurons.out, neurons.sizes
     launch.run(
         readout_forward_kernel, (triton.cdiv(sizes[0], BLOCK),), injected, neurons.constants,
-        *neurons.initial, neurons.state, output, launch.present(best_step), out.membrane,
+        *neurons.initial[:3], neurons.state, output, launch.present(best_step), out.membrane,
         out.synaptic_current, launch.present(out.pending_current), start, stop, *sizes,
         **neurons.window(start, stop), BLOCK=BLOCK, STAGES=STAGES, num_warps=WARPS,
         **launch.EXACT_ROUNDING,

@@ -19,8 +19,10 @@ from fastlif.ops.layout import (
 from fastlif.ops.plan import LayerPlan
 from fastlif.ops.triton import launch, pairs, recurrent, retreat, synapse
 from fastlif.ops.triton.products import (
+    emitted_words,
+    is_recurrent,
     recurrence,
-    recurrent_gradient,
+    recurrent_gradients,
     unpacked,
     window_steps,
 )
@@ -76,35 +78,43 @@ class _Backward:
         plans = self.shapes.plans
         above: Tensor | None = None  # flat dL/dS, or dL/d output of the last layer
         if self.grad_output.numel() and plans[-1].kind != "readout_max":
-            above = dense.to_flat(self.grad_output, plans[-1].features)
+            above = dense.to_flat(self.grad_output, plans[-1].emitted_features)
         for index in reversed(range(len(plans))):
             plan = plans[index]
-            injected = self._injected(index, plan, above)
+            injected, inhibiting = self._injected(index, plan, above)
             self._parameters(index, plan, injected)
+            self._recurrent_parameters(index, plan, injected, inhibiting)
             if index > 0:
                 above = self._source_gradient(plan, self.tensors[index][0], injected)
         return [self._input_gradient(injected), *self.grads]
 
-    def _injected(self, index: int, plan: LayerPlan, above: Tensor | None) -> Tensor:
-        """dL/dJ of a layer, flat (time, batch, N). May take the memory of `above`."""
+    def _injected(
+        self, index: int, plan: LayerPlan, above: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """dL/dJ and, with inhibition, dL/dK of a layer, flat (time, batch, N).
+
+        May take the memory of `above`.
+        """
         shape = (self.shapes.n_steps, self.shapes.batch, self.shapes.neurons(plan))
         if plan.kind == "current":
-            return self._empty(shape).zero_() if above is None else above
-        stepwise = plan.recurrent_kernel is not None
+            return self._empty(shape).zero_() if above is None else above, None
+        stepwise = is_recurrent(plan)
         # Not the caller's, and not read again after it was written.
         reusable = None if stepwise or index + 1 == len(self.shapes.plans) else above
         given = self.grad_layers[GRADS_PER_LAYER * index : GRADS_PER_LAYER * (index + 1)]
-        start = TENSORS_PER_LAYER * index
+        first = TENSORS_PER_LAYER * index + FIRST_STATE
+        initial = self.grads[first : TENSORS_PER_LAYER * (index + 1)]
         adjoint = retreat.Adjoint(
             plan,
             launch.constants(plan, self.shapes.dtype, self.input.device),
             self.shapes.n_steps,
             grad_counts=given[0],
-            grad_final=given[1:4],
+            grad_final=given[1:],
             kept=self.saved.kept[index],
             words=self.saved.words[index],
-            grad_initial=[launch.present(grad) for grad in self.grads[start + FIRST_STATE :][:3]],
+            grad_initial=[launch.present(grad) for grad in initial],
             grad_injected=self._empty(shape) if reusable is None else reusable,
+            grad_inhibiting=self._empty(shape) if plan.inhibition else None,
         )
         if plan.kind != "lif":
             is_max = plan.kind == "readout_max"
@@ -113,32 +123,49 @@ class _Backward:
             retreat.readout_backward(adjoint, grad, best_step)
         elif not stepwise:
             state = self._empty((0,))  # one window: nothing to hand on
-            retreat.lif_backward(adjoint, above, None, state, 0, self.shapes.n_steps)
+            none = (None, None)
+            retreat.lif_backward(adjoint, above, none, state, 0, self.shapes.n_steps)
+        elif recurrent.fits(adjoint):
+            parts = synapse.split_weight(self.tensors[index][2])
+            recurrent.recurrent_backward(adjoint, above, parts, reduced=self.reduced)
         else:
-            weight = self.tensors[index][2]
-            if recurrent.fits(adjoint):
-                parts = synapse.split_weight(weight)
-                recurrent.recurrent_backward(adjoint, above, parts, reduced=self.reduced)
-            else:
-                product = recurrent_gradient(plan, weight, reduced=self.reduced)
-                pairs.recurrent_backward(adjoint, above, product)
-        return adjoint.grad_injected
+            weights = (launch.present(weight) for weight in self.tensors[index][2:4])
+            products = recurrent_gradients(plan, *weights, reduced=self.reduced)
+            pairs.recurrent_backward(adjoint, above, products)
+        return adjoint.grad_injected, adjoint.grad_inhibiting
+
+    def _words_into(self, index: int) -> Tensor | None:
+        """Words of the spikes that a layer hears; None when it hears numbers."""
+        words = self.saved.spikes_into(index, self.input)
+        if index == 0 or words is None:
+            return words
+        return emitted_words(self.shapes.plans[index - 1], words)
 
     def _parameters(self, index: int, plan: LayerPlan, injected: Tensor) -> None:
-        """Gradients of weight, bias and recurrent weight of a layer."""
-        grad_weight, grad_bias, grad_recurrent = self.grads[TENSORS_PER_LAYER * index :][:3]
+        """Gradients of weight and bias of a layer."""
+        grad_weight, grad_bias = self.grads[TENSORS_PER_LAYER * index :][:2]
         if grad_weight.numel():
-            words = self.saved.spikes_into(index, self.input)
-            grad = self._weight_gradient(plan, injected, words)
+            grad = self._weight_gradient(plan, injected, self._words_into(index))
             grad_weight.copy_(grad.reshape(grad_weight.shape))
         if grad_bias.numel():
             channels = plan.shape[0]
             torch.sum(injected.reshape(-1, channels), 0, out=grad_bias)
+
+    def _recurrent_parameters(
+        self, index: int, plan: LayerPlan, injected: Tensor, inhibiting: Tensor | None
+    ) -> None:
+        """Gradients of recurrent and inhibitory weight of a layer."""
+        grad_recurrent, grad_inhibitory = self.grads[TENSORS_PER_LAYER * index :][2:4]
+        words, channels = self.saved.words[index], plan.shape[0]
         if grad_recurrent.numel():
-            own = recurrence(plan)
-            words = self.saved.words[index]
-            grad = self._weight_gradient(own, injected, words)
+            own = emitted_words(plan, words)
+            grad = self._weight_gradient(recurrence(plan), injected, own)
             grad_recurrent.copy_(grad.reshape(grad_recurrent.shape))
+        if grad_inhibitory.numel():
+            assert inhibiting is not None
+            own = dense.select_channels(words, channels, plan.emitted_features[0], channels)
+            grad = self._weight_gradient(recurrence(plan, inhibitory=True), inhibiting, own)
+            grad_inhibitory.copy_(grad.reshape(grad_inhibitory.shape))
 
     def _weight_gradient(self, plan: LayerPlan, injected: Tensor, words: Tensor | None) -> Tensor:
         """dL/dW, (out channels, in channels, kernel height, kernel width); no words: the input."""

@@ -18,7 +18,13 @@ from fastlif.ops.layout import (
 )
 from fastlif.ops.plan import Connection, LayerPlan, LIFState
 from fastlif.ops.triton import launch, pack, pairs, recurrent, scan, synapse
-from fastlif.ops.triton.products import recurrent_product, unpacked, window_steps
+from fastlif.ops.triton.products import (
+    emitted_words,
+    is_recurrent,
+    recurrent_currents,
+    unpacked,
+    window_steps,
+)
 
 Current = Callable[[int, int], Tensor]  # flat J, without the recurrent part, of start .. stop
 
@@ -49,11 +55,12 @@ def run(
         _layer(plan, own, shapes, out, current, output, best_step)
         layers.append(out)
         if plan.kind == "lif":
-            spikes = out.words
+            spikes = emitted_words(plan, out.words)
             pack.count(out.words, out.counts, plan.features)
     last = shapes.plans[-1]
     if last.kind == "lif":
-        pack.unpack(layers[-1].words, output, 0, shapes.n_steps, last.features, user=True)
+        assert spikes is not None
+        pack.unpack(spikes, output, 0, shapes.n_steps, last.emitted_features, user=True)
     # What is handed out must not depend on the values of the input, and not be the input itself.
     none = words.new_empty(0)
     if not keep:
@@ -158,14 +165,14 @@ def _layer(
     neurons = scan.Neurons(
         plan,
         launch.constants(plan, shapes.dtype, output.device),
-        LIFState(*(launch.present(t.contiguous()) for t in tensors[FIRST_STATE:][:3])),
+        LIFState(*(launch.present(t.contiguous()) for t in tensors[FIRST_STATE:])),
         out,
-        output.new_empty((3, shapes.batch, shapes.neurons(plan))),
+        output.new_empty((5 if plan.inhibition else 3, shapes.batch, shapes.neurons(plan))),
         n_steps,
     )
-    if plan.recurrent_kernel is not None and not recurrent.fits(neurons):
-        product = recurrent_product(plan, tensors[2])
-        pairs.recurrent_forward(neurons, current, window, product)
+    if is_recurrent(plan) and not recurrent.fits(neurons):
+        weights = launch.present(tensors[2]), launch.present(tensors[3])
+        pairs.recurrent_forward(neurons, current, window, recurrent_currents(plan, *weights))
         return
     reduced = dense.reduced_products_allowed(shapes.dtype)
     if plan.recurrent_kernel is not None:
