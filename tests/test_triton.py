@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from fastlif import ops
+from fastlif.ops.plan import conv_connection
 from fastlif.spikes import PackedSpikes
 
 from .cases import (
@@ -24,6 +25,7 @@ from .cases import (
     DECAY_SYN,
     DENSE,
     INHIBITION,
+    POOLING,
     Case,
     build,
     layer_tensors,
@@ -31,6 +33,7 @@ from .cases import (
 )
 from .compare import loss, relative, replay
 from .targets import BY_NAME
+from .test_pooling import WINDOWS
 from .test_stack import PRECISIONS, check
 
 pytest.importorskip("triton")
@@ -46,6 +49,8 @@ CONV2D = replace(CONV[3], n_steps=6)
 DALIAN = replace(INHIBITION[1], n_steps=7)
 INHIBITION_ONLY = replace(INHIBITION[2], n_steps=6)
 DALIAN_CONV = replace(INHIBITION[4], n_steps=5)
+POOLED = replace(POOLING[0], n_steps=4, batch=1)
+POOLED_DALIAN = replace(POOLING[3], n_steps=5, batch=1)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
@@ -81,6 +86,8 @@ def test_in_a_process_of_its_own():
         (DALIAN, False, 1, "float32-exact"),
         (INHIBITION_ONLY, True, 1, "float32-half"),
         (DALIAN_CONV, False, 0, "float64"),
+        (POOLED, True, 0, "float32-half"),
+        (POOLED_DALIAN, False, 1, "float64"),
         (DENSE[0], False, 1, "float32-half"),
         (DENSE[0], True, 0, "float64"),
         (DENSE[2], True, 0, "float32-exact"),
@@ -197,6 +204,43 @@ def test_packing_and_back(features, n_steps):
     assert torch.equal(counts, dense.sum(0))
     dense.view(-1)[-1] = 0.5
     assert pack.pack(dense)[1].item() == 1
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("window", "workspace"), [(WINDOWS[1], 1 << 20), (WINDOWS[2], 1), (WINDOWS[3], 1)], ids=str
+)
+def test_pooling_gradient_is_that_of_torch(window, workspace, monkeypatch):
+    from fastlif.ops import dense
+    from fastlif.ops.triton import pool, products
+
+    monkeypatch.setattr(products, "WORKSPACE", workspace)
+    kernel, stride, padding, dilation = window
+    features = (3, 11, 10)
+    link, pooled_features = conv_connection(
+        features, 3, kernel=kernel, stride=stride, padding=padding, dilation=dilation
+    )
+    spikes = (torch.rand(34, 1, *features) < 0.1).double().requires_grad_()
+    pooled = torch.nn.functional.max_pool2d(spikes.flatten(0, 1), *window)
+    grad = torch.randn_like(pooled)
+    pooled.backward(grad)
+    words = PackedSpikes.pack(spikes.detach()).words
+    flat = dense.to_flat(grad.unflatten(0, (34, 1)), pooled_features)
+    ours = dense.to_user(pool.pool_backward(words, flat, link), features)
+    assert torch.allclose(ours, spikes.grad, rtol=0, atol=1e-12)
+
+
+@interpreted
+def test_a_stack_may_end_with_pooling():
+    case = build(POOLED)
+    results = []
+    for backend in ("reference", "triton"):
+        tensors = layer_tensors(case, torch.float64, torch.float64, state=True)[:2]
+        output = ops.stack(case.input, case.plans[:2], tensors, backend=backend).output
+        output.mul(torch.arange(output.numel()).view_as(output)).sum().backward()
+        results.append([output.detach(), *(leaf.grad for leaf in named_leaves(tensors).values())])
+    assert 0 < results[0][0].mean() < 1
+    assert all(relative(a, b) < 1e-12 for a, b in zip(*results, strict=True))
 
 
 @interpreted

@@ -20,7 +20,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fastlif" / "ops" / "triton"
 # holds a tile of the result, and the resident recurrences their weights too.
 BUDGET = {"pack": 40, "unpack": 40, "count": 40, "pair": 40, "lif_forward": 48, "lif_backward": 80,
           "readout_forward": 48, "readout_backward": 48, "synapse_forward": 144,
-          "weight_gradient": 255, "recurrent_forward": 255, "recurrent_backward": 255}  # fmt: skip
+          "weight_gradient": 255, "recurrent_forward": 255, "recurrent_backward": 255,
+          "pool_backward": 40}  # fmt: skip
 # A number in double precision is two registers, and inhibition doubles the numbers of a neuron.
 DOUBLE_BUDGET = {"pair": 48, "lif_backward": 96}
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastlif.ops.layout import StackShapes
+from fastlif.ops.layout import TENSORS_PER_LAYER, StackShapes
 from fastlif.ops.plan import Inhibition, LayerPlan, conv_connection, dense_connection, encode
 from fastlif.ops.triton import backward, forward, launch
 from fastlif.spikes import n_words
@@ -208,6 +208,21 @@ def conv(name: str, *, recurrent: tuple[int, int] | None) -> Problem:
     return Problem(name, tuple(plans), (1, 700))
 
 
+def pooled(name: str, **options: Any) -> Problem:
+    """A two-dimensional convolution with pooling by 2, and one with windows that overlap."""
+    plans, features = [], (3, 32, 32)
+    for stride in (2, 1):
+        link, features = conv_connection(
+            features, 32, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1)
+        )
+        plans.append(LayerPlan("lif", features, link, **OPTIONS))
+        link, features = conv_connection(
+            features, 32, kernel=(2, 2), stride=(stride, 2), padding=(0, 0), dilation=(1, 1)
+        )
+        plans.append(LayerPlan("max_pool", features, link))
+    return Problem(name, tuple(plans), (3, 32, 32), batch=1, **options)
+
+
 def problems() -> list[Problem]:
     """Stacks that between them launch every kernel, as wide as they come in practice."""
     resident = dense("recurrent", (128, 32), recurrent=True)
@@ -229,6 +244,8 @@ def problems() -> list[Problem]:
         dalian("dalian, inhibition only, reset", recurrent=False, detach_reset=False),
         dalian("dalian, float64", dtype=torch.float64, delay=1),
         conv("conv1d", recurrent=(1, 5)),
+        pooled("pooled"),
+        pooled("pooled, float64", dtype=torch.float64),
     ]
 
 
@@ -266,6 +283,8 @@ def layer_tensors(plan: LayerPlan, problem: Problem) -> list[Tensor]:
 
     link = plan.feedforward
     state = (problem.batch, *plan.features)
+    if plan.kind == "max_pool":
+        return [zeros(None)] * TENSORS_PER_LAYER
     inhibitory = state if plan.inhibition else None
     return [
         zeros(link and link.weight_shape),

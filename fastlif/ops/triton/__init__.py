@@ -3,8 +3,8 @@
 What they compute is `fastlif.ops.reference`. Dense and convolutional synapses read packed spikes;
 layers are scanned over time with their state in registers. Dense recurrent layers of up to 64 or of
 128 neurons stay on chip for all steps (`recurrent.fits`), other recurrences take a product of
-torch's libraries for every two steps, with inhibition one for each population. Sums have a fixed
-order, no atomics.
+torch's libraries for every two steps, with inhibition one for each population. Max pooling
+works on the words. Sums have a fixed order, no atomics.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from fastlif.ops.layout import Saved, StackOutputs, StackShapes
 from fastlif.ops.plan import LayerPlan, lacking
 
-SUPPORTED: tuple[str, ...] = ("inhibition",)  # of what `lacking` asks for
+SUPPORTED: tuple[str, ...] = ("inhibition", "max_pool")  # of what `lacking` asks for
 
 
 def reason(device: torch.device, plans: Sequence[LayerPlan] = ()) -> str:

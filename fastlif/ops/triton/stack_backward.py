@@ -17,7 +17,7 @@ from fastlif.ops.layout import (
     per_layer,
 )
 from fastlif.ops.plan import LayerPlan
-from fastlif.ops.triton import launch, pairs, recurrent, retreat, synapse
+from fastlif.ops.triton import launch, pairs, pool, recurrent, retreat, synapse
 from fastlif.ops.triton.products import (
     emitted_words,
     is_recurrent,
@@ -81,6 +81,9 @@ class _Backward:
             above = dense.to_flat(self.grad_output, plans[-1].emitted_features)
         for index in reversed(range(len(plans))):
             plan = plans[index]
+            if plan.kind == "max_pool":
+                above = self._source_of_pooling(index, plan, above)
+                continue
             injected, inhibiting = self._injected(index, plan, above)
             self._parameters(index, plan, injected)
             self._recurrent_parameters(index, plan, injected, inhibiting)
@@ -133,6 +136,14 @@ class _Backward:
             products = recurrent_gradients(plan, *weights, reduced=self.reduced)
             pairs.recurrent_backward(adjoint, above, products)
         return adjoint.grad_injected, adjoint.grad_inhibiting
+
+    def _source_of_pooling(
+        self, index: int, plan: LayerPlan, above: Tensor | None
+    ) -> Tensor | None:
+        """dL/dS of what a pooling layer hears, flat (time, batch, N of the input)."""
+        words = self._words_into(index)
+        assert plan.feedforward is not None and words is not None
+        return None if above is None else pool.pool_backward(words, above, plan.feedforward)
 
     def _words_into(self, index: int) -> Tensor | None:
         """Words of the spikes that a layer hears; None when it hears numbers."""

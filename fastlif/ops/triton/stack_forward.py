@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastlif.ops import dense
+from fastlif.ops import dense, pooling
 from fastlif.ops.layout import (
     FIRST_STATE,
     LayerOutputs,
@@ -16,7 +16,7 @@ from fastlif.ops.layout import (
     kept_dtype,
     per_layer,
 )
-from fastlif.ops.plan import Connection, LayerPlan, LIFState
+from fastlif.ops.plan import EMITS_SPIKES, Connection, LayerPlan, LIFState
 from fastlif.ops.triton import launch, pack, pairs, recurrent, scan, synapse
 from fastlif.ops.triton.products import (
     emitted_words,
@@ -51,6 +51,11 @@ def run(
     spikes = words if is_binary else None
     for plan, own in zip(shapes.plans, per_layer(tensors), strict=True):
         out = _outputs(plan, shapes, kept_dtype(dtype, exact) if keep else None, device)
+        if plan.kind == "max_pool":
+            assert plan.feedforward is not None and spikes is not None
+            spikes = pooling.pooled_words(spikes, plan.feedforward)
+            layers.append(out._replace(words=spikes))
+            continue
         current = _source(plan, own, shapes, None if spikes is not None else input, spikes)
         _layer(plan, own, shapes, out, current, output, best_step)
         layers.append(out)
@@ -58,7 +63,7 @@ def run(
             spikes = emitted_words(plan, out.words)
             pack.count(out.words, out.counts, plan.features)
     last = shapes.plans[-1]
-    if last.kind == "lif":
+    if last.kind in EMITS_SPIKES:
         assert spikes is not None
         pack.unpack(spikes, output, 0, shapes.n_steps, last.emitted_features, user=True)
     # What is handed out must not depend on the values of the input, and not be the input itself.
