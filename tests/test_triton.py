@@ -26,6 +26,7 @@ from .cases import (
     DENSE,
     INHIBITION,
     POOLING,
+    SKIPS,
     Case,
     build,
     layer_tensors,
@@ -46,11 +47,13 @@ RESIDENT = Case("resident", 35, 3, (23,), channels=(31, 17), readout="readout_tr
 PAIRS = Case("pairs", 7, 9, (12,), channels=(130, 20))
 CONV1D = replace(CONV[0], n_steps=9, batch=2)
 CONV2D = replace(CONV[3], n_steps=6)
-DALIAN = replace(INHIBITION[1], n_steps=7)
+DALIAN = replace(INHIBITION[1], n_steps=5)
 INHIBITION_ONLY = replace(INHIBITION[2], n_steps=6)
 DALIAN_CONV = replace(INHIBITION[4], n_steps=5)
 POOLED = replace(POOLING[0], n_steps=4, batch=1)
 POOLED_DALIAN = replace(POOLING[3], n_steps=5, batch=1)
+SKIPS_POOLED = replace(SKIPS[2], n_steps=4, batch=1)
+SKIPS_DALIAN = Case("skips-dalian", 33, 1, (9,), channels=(11, 8), inhibitory=(3, 2), skips=True)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
@@ -83,11 +86,12 @@ def test_in_a_process_of_its_own():
         (replace(CONV[4], n_steps=5), False, 1, "float32-half"),
         (replace(CONV[5], n_steps=4), True, 0, "float32-half"),
         (DALIAN, True, 0, "float32-half"),
-        (DALIAN, False, 1, "float32-exact"),
+        (replace(DALIAN, n_steps=4), False, 1, "float32-exact"),
         (INHIBITION_ONLY, True, 1, "float32-half"),
         (DALIAN_CONV, False, 0, "float64"),
-        (POOLED, True, 0, "float32-half"),
         (POOLED_DALIAN, False, 1, "float64"),
+        (SKIPS_POOLED, True, 0, "float32-half"),
+        (replace(SKIPS[0], n_steps=5), True, 1, "float64"),
         (DENSE[0], False, 1, "float32-half"),
         (DENSE[0], True, 0, "float64"),
         (DENSE[2], True, 0, "float32-exact"),
@@ -132,7 +136,9 @@ def test_packed_and_dense_input_give_the_same_bits():
 
 
 @interpreted
-@pytest.mark.parametrize("case", [RESIDENT, replace(CONV[4], n_steps=35)], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case", [RESIDENT, replace(CONV[4], n_steps=35), SKIPS_DALIAN], ids=lambda c: c.name
+)
 def test_windows_of_steps_change_no_bit_forward(case, monkeypatch):
     from fastlif.ops.triton import products
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastlif.ops.layout import Saved, StackOutputs, StackShapes
 from fastlif.ops.plan import LayerPlan, lacking
 
-SUPPORTED: tuple[str, ...] = ("inhibition", "max_pool")  # of what `lacking` asks for
+SUPPORTED: tuple[str, ...] = ("inhibition", "max_pool", "skips")  # of what `lacking` asks for
 
 
 def reason(device: torch.device, plans: Sequence[LayerPlan] = ()) -> str:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastlif.ops import dense
-from fastlif.ops.plan import Connection, LayerPlan
+from fastlif.ops.plan import Connection, LayerPlan, dense_connection
+from fastlif.ops.remember import remembered
 from fastlif.ops.triton import pack
 from fastlif.spikes import WORD_STEPS
 
@@ -45,6 +46,33 @@ def recurrence(plan: LayerPlan, *, inhibitory: bool = False) -> LayerPlan:
     sources = (channels, *plan.shape[1:])
     link = Connection(sources, plan.shape, (height, width), padding=(height // 2, width // 2))
     return replace(plan, feedforward=link, recurrent_kernel=None, inhibition=None)
+
+
+class Source(NamedTuple):
+    """What one layer hears of another."""
+
+    layer: int  # in the stack; -1 is the input
+    plan: LayerPlan  # the hearing layer as if it heard nothing else
+    first: int  # columns of its flattened weight
+    stop: int
+
+    def weight(self, whole: Tensor) -> Tensor:
+        """The part of the layer's weight, or of its gradient, that belongs to this source."""
+        return whole.flatten(1)[:, self.first : self.stop]
+
+
+@remembered
+def sources(plans: tuple[LayerPlan, ...], index: int) -> tuple[Source, ...]:
+    """What a layer with synapses hears: the layer before it, then the skips."""
+    plan = plans[index]
+    assert plan.feedforward is not None
+    found = [Source(index - 1, plan, 0, plan.feedforward.fan_in)]
+    for layer in plan.skips:
+        link = dense_connection(plans[layer].emitted_features, plan.shape[0])
+        first = found[-1].stop
+        alone = replace(plan, feedforward=link, skips=())
+        found.append(Source(layer, alone, first, first + link.fan_in))
+    return tuple(found)
 
 
 def is_recurrent(plan: LayerPlan) -> bool:

@@ -19,10 +19,12 @@ from fastlif.ops.layout import (
 from fastlif.ops.plan import LayerPlan
 from fastlif.ops.triton import launch, pairs, pool, recurrent, retreat, synapse
 from fastlif.ops.triton.products import (
+    Source,
     emitted_words,
     is_recurrent,
     recurrence,
     recurrent_gradients,
+    sources,
     unpacked,
     window_steps,
 )
@@ -79,16 +81,21 @@ class _Backward:
         above: Tensor | None = None  # flat dL/dS, or dL/d output of the last layer
         if self.grad_output.numel() and plans[-1].kind != "readout_max":
             above = dense.to_flat(self.grad_output, plans[-1].emitted_features)
+        of_last: Tensor | None = None  # dL/dJ of the last layer, when it has skips
         for index in reversed(range(len(plans))):
             plan = plans[index]
+            if index in plans[-1].skips:
+                assert of_last is not None
+                above = self._with_skip(index, above, of_last)
             if plan.kind == "max_pool":
                 above = self._source_of_pooling(index, plan, above)
                 continue
             injected, inhibiting = self._injected(index, plan, above)
-            self._parameters(index, plan, injected)
+            self._parameters(index, injected)
             self._recurrent_parameters(index, plan, injected, inhibiting)
+            of_last = injected if plan.skips else of_last
             if index > 0:
-                above = self._source_gradient(plan, self.tensors[index][0], injected)
+                above = self._source_gradient(index, sources(plans, index)[0], injected)
         return [self._input_gradient(injected), *self.grads]
 
     def _injected(
@@ -141,25 +148,35 @@ class _Backward:
         self, index: int, plan: LayerPlan, above: Tensor | None
     ) -> Tensor | None:
         """dL/dS of what a pooling layer hears, flat (time, batch, N of the input)."""
-        words = self._words_into(index)
+        words = self._words_of(index - 1)
         assert plan.feedforward is not None and words is not None
         return None if above is None else pool.pool_backward(words, above, plan.feedforward)
 
-    def _words_into(self, index: int) -> Tensor | None:
-        """Words of the spikes that a layer hears; None when it hears numbers."""
-        words = self.saved.spikes_into(index, self.input)
-        if index == 0 or words is None:
-            return words
-        return emitted_words(self.shapes.plans[index - 1], words)
+    def _with_skip(self, index: int, above: Tensor | None, of_last: Tensor) -> Tensor:
+        """dL/dS of a layer that the last one hears through a skip; may change `above`."""
+        last = len(self.shapes.plans) - 1
+        (skip,) = (s for s in sources(self.shapes.plans, last)[1:] if s.layer == index)
+        grad = self._source_gradient(last, skip, of_last)
+        return grad if above is None else above.add_(grad)
 
-    def _parameters(self, index: int, plan: LayerPlan, injected: Tensor) -> None:
+    def _words_of(self, layer: int) -> Tensor | None:
+        """Words of what a layer emits, -1 for the input; None when that is numbers."""
+        words = self.saved.spikes_into(layer + 1, self.input)
+        if layer < 0 or words is None:
+            return words
+        return emitted_words(self.shapes.plans[layer], words)
+
+    def _parameters(self, index: int, injected: Tensor) -> None:
         """Gradients of weight and bias of a layer."""
         grad_weight, grad_bias = self.grads[TENSORS_PER_LAYER * index :][:2]
+        plans = self.shapes.plans
         if grad_weight.numel():
-            grad = self._weight_gradient(plan, injected, self._words_into(index))
-            grad_weight.copy_(grad.reshape(grad_weight.shape))
+            for source in sources(plans, index):
+                words = self._words_of(source.layer)
+                grad = self._weight_gradient(source.plan, injected, words)
+                source.weight(grad_weight).copy_(grad.flatten(1))
         if grad_bias.numel():
-            channels = plan.shape[0]
+            channels = plans[index].shape[0]
             torch.sum(injected.reshape(-1, channels), 0, out=grad_bias)
 
     def _recurrent_parameters(
@@ -200,9 +217,10 @@ class _Backward:
         assert total is not None
         return total
 
-    def _source_gradient(self, plan: LayerPlan, weight: Tensor, injected: Tensor) -> Tensor:
-        """W^T dL/dJ, flat (time, batch, N of the input)."""
-        return dense.input_gradient(injected, plan, weight, reduced=self.reduced)
+    def _source_gradient(self, index: int, source: Source, injected: Tensor) -> Tensor:
+        """W^T dL/dJ of a layer for one of its sources, flat (time, batch, N of the source)."""
+        weight = source.weight(self.tensors[index][0])
+        return dense.input_gradient(injected, source.plan, weight, reduced=self.reduced)
 
     def _input_gradient(self, injected: Tensor) -> Tensor:
         if not self.needs_input:
@@ -211,5 +229,5 @@ class _Backward:
         features = self.shapes.input[2:]
         if first.feedforward is None:
             return dense.to_user(injected, features)
-        grad = self._source_gradient(first, self.tensors[0][0], injected)
+        grad = self._source_gradient(0, sources(self.shapes.plans, 0)[0], injected)
         return dense.to_user(grad, features)

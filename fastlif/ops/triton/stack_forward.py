@@ -16,12 +16,14 @@ from fastlif.ops.layout import (
     kept_dtype,
     per_layer,
 )
-from fastlif.ops.plan import EMITS_SPIKES, Connection, LayerPlan, LIFState
+from fastlif.ops.plan import EMITS_SPIKES, LayerPlan, LIFState
 from fastlif.ops.triton import launch, pack, pairs, recurrent, scan, synapse
 from fastlif.ops.triton.products import (
+    Source,
     emitted_words,
     is_recurrent,
     recurrent_currents,
+    sources,
     unpacked,
     window_steps,
 )
@@ -48,24 +50,27 @@ def run(
     output = torch.empty(shapes.output, dtype=dtype, device=device)
     best_step = torch.empty(shapes.best_step, dtype=torch.int32, device=device)
     layers: list[LayerOutputs] = []
-    spikes = words if is_binary else None
-    for plan, own in zip(shapes.plans, per_layer(tensors), strict=True):
+    heard = [words if is_binary else None]  # of the input and of every layer
+    for index, (plan, own) in enumerate(zip(shapes.plans, per_layer(tensors), strict=True)):
         out = _outputs(plan, shapes, kept_dtype(dtype, exact) if keep else None, device)
+        spikes = heard[-1]
         if plan.kind == "max_pool":
             assert plan.feedforward is not None and spikes is not None
-            spikes = pooling.pooled_words(spikes, plan.feedforward)
-            layers.append(out._replace(words=spikes))
-            continue
-        current = _source(plan, own, shapes, None if spikes is not None else input, spikes)
-        _layer(plan, own, shapes, out, current, output, best_step)
-        layers.append(out)
+            out = out._replace(words=pooling.pooled_words(spikes, plan.feedforward))
+        else:
+            if spikes is None:
+                current = _current_of_values(plan, own, input)
+            else:
+                current = _current_of_spikes(sources(shapes.plans, index), own, heard, dtype)
+            _layer(plan, own, shapes, out, current, output, best_step)
         if plan.kind == "lif":
-            spikes = emitted_words(plan, out.words)
             pack.count(out.words, out.counts, plan.features)
+        heard.append(emitted_words(plan, out.words))
+        layers.append(out)
     last = shapes.plans[-1]
     if last.kind in EMITS_SPIKES:
-        assert spikes is not None
-        pack.unpack(spikes, output, 0, shapes.n_steps, last.emitted_features, user=True)
+        spikes, features = emitted_words(last, layers[-1].words), last.emitted_features
+        pack.unpack(spikes, output, 0, shapes.n_steps, features, user=True)
     # What is handed out must not depend on the values of the input, and not be the input itself.
     none = words.new_empty(0)
     if not keep:
@@ -105,35 +110,47 @@ def _outputs(
     )
 
 
-def _source(
+def _current_of_values(
     plan: LayerPlan,
     tensors: Sequence[Tensor],
-    shapes: StackShapes,
-    values: Tensor | None,  # user (time, batch, *features), when the layer's input is not spikes
-    words: Tensor | None,
+    values: Tensor,  # user (time, batch, *features), not spikes
 ) -> Current:
-    """How the current that a layer is given is made."""
-    link = plan.feedforward
-    if link is None:
-        assert values is not None
-        given = values
-        return lambda start, stop: dense.to_flat(given[start:stop], plan.features)
+    """How the current of a layer is made that takes it as its input, or makes it from numbers."""
+    if plan.feedforward is None:
+        return lambda start, stop: dense.to_flat(values[start:stop], plan.features)
     weight, bias = tensors[0], launch.present(tensors[1])
-    if values is not None:
-        real = values
-        return lambda start, stop: dense.injected_current(real[start:stop], plan, weight, bias)
-    assert words is not None
-    return _synapse(plan, link, weight, bias, words, shapes.dtype)
+    return lambda start, stop: dense.injected_current(values[start:stop], plan, weight, bias)
+
+
+def _current_of_spikes(
+    heard: Sequence[Source],
+    tensors: Sequence[Tensor],
+    words: Sequence[Tensor | None],  # of the input and of every layer before
+    dtype: torch.dtype,
+) -> Current:
+    """How the current is made that the spikes of these sources inject, in their order."""
+    bias = launch.present(tensors[1])
+    parts: list[Current] = []
+    for source in heard:
+        spikes = words[source.layer + 1]
+        assert spikes is not None
+        first_bias = None if parts else bias
+        parts.append(_synapse(source.plan, source.weight(tensors[0]), first_bias, spikes, dtype))
+
+    def total(start: int, stop: int) -> Tensor:
+        current = parts[0](start, stop)
+        for part in parts[1:]:
+            current += part(start, stop)
+        return current
+
+    return total
 
 
 def _synapse(
-    plan: LayerPlan,
-    link: Connection,
-    weight: Tensor,
-    bias: Tensor | None,
-    words: Tensor,
-    dtype: torch.dtype,
+    plan: LayerPlan, weight: Tensor, bias: Tensor | None, words: Tensor, dtype: torch.dtype
 ) -> Current:
+    link = plan.feedforward
+    assert link is not None
     if dtype == torch.float32:
         reduced = dense.reduced_products_allowed(dtype)
         parts = synapse.split_weight(synapse.forward_weight(link, weight))
@@ -156,8 +173,8 @@ def _layer(
 ) -> None:
     """Run one layer over all steps."""
     n_steps = shapes.n_steps
-    # A step's current, and its input as numbers where there is such.
-    numbers = shapes.neurons(plan)
+    # A step's current, and its inputs as numbers where there are such.
+    numbers = shapes.neurons(plan) + sum(shapes.neurons(shapes.plans[i]) for i in plan.skips)
     if plan.feedforward is not None:
         channels, height, width = plan.feedforward.in_shape
         numbers += channels * height * width
