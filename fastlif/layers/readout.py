@@ -72,7 +72,8 @@ class LIReadout(StackLayer):
         self.delay = delay
         self.batch_first = batch_first
         self.backend = backend
-        self.plan((self.in_features,), 1)  # refuses bad options here rather than in the first run
+        # Refuses bad options here rather than in the first run.
+        self.skip_plan(sources[:1], 1, dict(enumerate(sources[1:])))
         self.weight = nn.Parameter(
             torch.empty(out_features, self.in_features, device=device, dtype=dtype)
         )
