@@ -19,7 +19,7 @@ from fastlif.data.events import (
     read_events,
 )
 from fastlif.data.images import ImageDataset
-from fastlif.data.nmnist import read_nmnist
+from fastlif.data.nmnist import holds_nmnist, read_nmnist
 from fastlif.data.randman import RandmanConfig, RandmanSplits, make_randman
 from fastlif.data.recordings import EventRecordings
 
@@ -36,6 +36,7 @@ __all__ = [
     "SampleSource",
     "Subset",
     "find_event_files",
+    "holds_nmnist",
     "make_randman",
     "mean_firing_rate",
     "n_steps_of",

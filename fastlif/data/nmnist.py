@@ -33,7 +33,7 @@ from fastlif.data.files import (
 )
 from fastlif.data.recordings import CameraEvents, EventRecordings, PixelGrid, collect
 
-__all__ = ["read_nmnist"]
+__all__ = ["holds_nmnist", "read_nmnist"]
 
 _SENSOR = 34  # pixels a side
 _CLASSES = 10
@@ -77,9 +77,7 @@ def read_nmnist(
     check_n_samples(n_samples)
     home = find_folder(
         folder,
-        lambda path: (
-            any((path / name).is_dir() for name in _PARTS) or bool(archives(path, *_ARCHIVE))
-        ),
+        _is_home,
         "N-MNIST (Train/LABEL/*.bin and Test/LABEL/*.bin, or *train*.npz and *test*.npz with "
         "'t_us')",
     )
@@ -104,6 +102,18 @@ def read_nmnist(
         for samples in (list(islice(part, n_samples)) for part in parts)
     )
     return train, test
+
+
+def holds_nmnist(folder: str | os.PathLike[str]) -> bool:
+    """Whether `read_nmnist` would find its files in a folder, whole or damaged."""
+    folder = Path(folder)
+    return folder.is_dir() and any(
+        _is_home(path) for path in (folder, *filter(Path.is_dir, folder.iterdir()))
+    )
+
+
+def _is_home(folder: Path) -> bool:
+    return _has_parts(folder) or bool(archives(folder, *_ARCHIVE))
 
 
 def _has_parts(folder: Path) -> bool:
