@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from fastlif.cli import app
 from fastlif.models import PRESETS, build
 from fastlif.train import default_config, initialize
+from fastlif.train.batches import epoch_batches, epoch_generator
 from fastlif.train.checkpoint import load_checkpoint
-from fastlif.train.loop import epoch_batches, epoch_generator
 from tests.training import (
     CHECKPOINT,
     QUICK,

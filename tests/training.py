@@ -48,10 +48,10 @@ def without_seconds(table: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in table]
 
 
-def assert_same_run(first: Path, second: Path) -> None:
+def assert_same_run(first: Path, second: Path, *, at_least: int = 10) -> None:
     """Bit for bit: parameters, optimizer, best parameters, every logged number."""
     one, two = load_file(first / CHECKPOINT), load_file(second / CHECKPOINT)
-    assert one.keys() == two.keys() and len(one) >= 10
+    assert one.keys() == two.keys() and len(one) >= at_least
     for name, tensor in one.items():
         assert torch.equal(tensor, two[name]), name
     assert without_seconds(rows(first)) == without_seconds(rows(second))

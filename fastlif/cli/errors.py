@@ -1,12 +1,16 @@
-"""How the commands report what went wrong."""
+"""How the commands report what went wrong, or may."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
+
+from fastlif.init import ActivityWarning
 
 
 @contextmanager
@@ -19,3 +23,26 @@ def reported() -> Iterator[None]:
             f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def warnings_on(console: Console) -> Iterator[None]:
+    """Print an ActivityWarning as one line, without the place in the code that it came from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ActivityWarning)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, ActivityWarning):
+                console.print(
+                    f"warning: {message}",
+                    style="yellow",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield

@@ -1,8 +1,10 @@
 """Training of the presets: settings, data, loop, checkpoints and logs."""
 
 from fastlif.train.config import TrainConfig, default_config
+from fastlif.train.initialization import initialize
 from fastlif.train.logs import EpochRecord, Scores
-from fastlif.train.loop import Reporter, TrainResult, initialize, train
+from fastlif.train.loop import TrainResult, train
+from fastlif.train.run import Reporter
 from fastlif.train.task import Task, load_task
 
 __all__ = [

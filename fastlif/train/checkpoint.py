@@ -6,6 +6,7 @@ moved over the old one in a single step, so a run that is killed leaves the old 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from fastlif.train.config import TrainConfig
 
 __all__ = [
     "Checkpoint",
@@ -33,6 +36,13 @@ _FORMAT = "fastlif training checkpoint 1"
 
 # Settings that may change when a run goes on: neither changes what an epoch computes.
 _FREE_SETTINGS = ("epochs", "graph")
+
+# Settings of bounds that are of no account where the bound's strength is 0.
+_OF_BOUNDS = {
+    "v_upper": "upper_strength",
+    "upper_per": "upper_strength",
+    "v_lower": "lower_strength",
+}
 
 
 @dataclass
@@ -100,15 +110,33 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def check_same_run(
     checkpoint: Checkpoint, settings: dict[str, Any], data: dict[str, Any], path: Path
 ) -> None:
-    """Raise a ValueError that names every setting in which a checkpoint's run is another one."""
+    """Raise a ValueError that names every setting in which a checkpoint's run is another one.
+
+    A setting that an older checkpoint does not know was at its default in that run.
+    """
+    then = _defaults() | checkpoint.settings
+    idle = {
+        name
+        for name, strength in _OF_BOUNDS.items()
+        if then.get(strength) == 0 and settings.get(strength) == 0
+    }
     differences = [
         f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
-        for there, here in ((checkpoint.settings, settings), (checkpoint.data, data))
+        for there, here in ((then, settings), (checkpoint.data, data))
         for name in sorted(there.keys() | here.keys())
-        if name not in _FREE_SETTINGS and there.get(name) != here.get(name)
+        if name not in (*_FREE_SETTINGS, *idle) and there.get(name) != here.get(name)
     ]
     if differences:
         raise ValueError(f"{path} belongs to another run: {'; '.join(differences)}")
+
+
+def _defaults() -> dict[str, Any]:
+    """The settings that have one."""
+    return {
+        setting.name: setting.default
+        for setting in dataclasses.fields(TrainConfig)
+        if setting.default is not dataclasses.MISSING
+    }
 
 
 def restore_model(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -122,9 +150,10 @@ def restore_model(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The state of every parameter of `model` in `optimizer` as "<parameter>/<entry>"."""
     return {
-        f"{name}/{entry}": tensor
+        f"{name}/{entry}": value
         for name, parameter in model.named_parameters()
-        for entry, tensor in optimizer.state.get(parameter, {}).items()
+        for entry, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)  # SGD without momentum keeps None
     }
 
 
@@ -136,12 +165,18 @@ def restore_optimizer(
     entries: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
-        if name not in parameters or tensor.shape != parameters[name].shape:
+        # Of a parameter's shape, or a number, as Adam's count of steps.
+        if name not in parameters or tensor.shape not in (parameters[name].shape, torch.Size()):
             raise ValueError(f"{path}: optimizer state of {name!r} does not fit the network")
         entries[name][entry] = tensor
+    groups = [(group, p) for group in optimizer.param_groups for p in group["params"]]
+    on_device = {p: bool(group.get("capturable")) for group, p in groups}
     for name, parameter in parameters.items():
         optimizer.state[parameter] = {
-            entry: tensor.to(parameter.device) for entry, tensor in entries[name].items()
+            entry: tensor.to(parameter.device)
+            if on_device[parameter] or tensor.shape == parameter.shape
+            else tensor
+            for entry, tensor in entries[name].items()
         }
 
 

@@ -7,9 +7,16 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastlif.models import Regularization, preset
+from fastlif.models import Preset, Regularization, preset
 
-__all__ = ["TrainConfig", "default_config"]
+__all__ = ["LEARNING_RATES", "TrainConfig", "default_config"]
+
+INITIALIZATIONS = ("fluctuation", "kaiming", "normal")
+DISTRIBUTIONS = ("exponential", "lognormal")
+
+# Where a preset does not say otherwise. SMORMS3 shrinks its steps by itself where gradients are
+# noisy, so its rate is an upper limit and no measure for the others'.
+LEARNING_RATES: dict[str, float] = {"smorms3": 5e-3, "adam": 1e-3, "sgd": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -17,36 +24,106 @@ class TrainConfig:
     """Settings of a run. Two runs with equal settings and data give the same result, bit for bit.
 
     Raises:
-        ValueError: an unknown preset, or a number out of range.
+        ValueError: an unknown preset or choice, a number out of range, or settings that exclude
+            each other.
     """
 
     preset: str
     recurrent: bool
-    epochs: int
+    epochs: int  # of supervised training
     batch_size: int  # at most this many samples a step; batches of an epoch are equally large
     regularization: Regularization
     seed: int = 0  # of the weights and the order of the samples
     data_seed: int = 0  # of a generated data set, or of the split into training and validation
-    lr: float = 5e-3  # of SMORMS3
-    sigma_u: float = 1.0  # target of the initialization
+    lr: float = 5e-3
+    sigma_u: float = 1.0  # target of the initialization "fluctuation"
     dt: float = 2e-3  # seconds per step
     channel_shift: int = 0  # training samples are moved by up to this many input channels
     backend: str | None = None  # of the layers; None is by device
     device: str = "cpu"  # an accelerator of Lightning Fabric: cpu, cuda, ...
     graph: bool = True  # on a GPU, steps are replayed as a CUDA graph; the results are the same
+    optimizer: str = "smorms3"  # or "adam", "sgd"
+    # Of the hidden layers: for a sigma_u at the rate of the data, N(0, 2 / fan_in), or
+    # N(mu_w, sigma_w^2).
+    initialization: str = "fluctuation"
+    mu_w: float = 0.0
+    sigma_w: float | None = None
+    distribution: str = "exponential"  # of the weights of layers that obey Dale's law
+    # Epochs before the others on the homeostatic term alone: every neuron is to spike once.
+    priming_epochs: int = 0
+    skip: bool = False  # the readout hears every hidden layer
+    rescale_surrogate: bool = False  # the surrogate derivative of a neuron at rest is 1
+    n_samples: int | None = None  # at most this many for training and validation, and for testing
 
     def __post_init__(self) -> None:
-        preset(self.preset)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "data_seed", "channel_shift"):
+        network = preset(self.preset)
+        for name, minimum in (("epochs", 1), ("batch_size", 1), ("n_samples", 2)):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        for name in ("seed", "data_seed", "channel_shift", "priming_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "sigma_u", "dt"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be finite and > 0, got {value}")
+        for name, choices in (
+            ("initialization", INITIALIZATIONS),
+            ("distribution", DISTRIBUTIONS),
+            ("optimizer", tuple(LEARNING_RATES)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        self._check_weights(network)
+        if self.skip and len(network.hidden) < 2:
+            raise ValueError(
+                f"skip must be False for preset {self.preset!r}: it has one hidden layer, which "
+                "the readout hears anyway"
+            )
+        if self.channel_shift and len(network.input_features()) > 2:
+            raise ValueError(
+                f"channel_shift must be 0 for preset {self.preset!r}: its input is an image, "
+                f"got {self.channel_shift}"
+            )
+
+    def _check_weights(self, network: Preset) -> None:
+        """ValueError for settings of the initialization that do not belong together."""
+        if self.initialization == "normal":
+            if self.sigma_w is None:
+                raise ValueError('sigma_w must be given for initialization "normal", got None')
+            if not (math.isfinite(self.sigma_w) and self.sigma_w >= 0):
+                raise ValueError(f"sigma_w must be finite and >= 0, got {self.sigma_w}")
+            if not math.isfinite(self.mu_w):
+                raise ValueError(f"mu_w must be finite, got {self.mu_w}")
+        elif self.sigma_w is not None or self.mu_w != 0.0:
+            raise ValueError(
+                f'mu_w and sigma_w are for initialization "normal", got {self.mu_w} and '
+                f"{self.sigma_w} with {self.initialization!r}"
+            )
+        if self.initialization != "fluctuation":
+            if network.dalian:
+                raise ValueError(
+                    f'initialization must be "fluctuation" for preset {self.preset!r}, whose '
+                    f"weights must not be negative, got {self.initialization!r}"
+                )
+            if self.sigma_u != 1.0:
+                raise ValueError(
+                    f'sigma_u is for initialization "fluctuation", got {self.sigma_u} with '
+                    f"{self.initialization!r}"
+                )
+        if self.distribution != "exponential" and not network.dalian:
+            raise ValueError(
+                "distribution is for presets that obey Dale's law, got "
+                f"{self.distribution!r} for {self.preset!r}"
+            )
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of priming and of supervised training."""
+        return self.priming_epochs + self.epochs
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as JSON-serialisable values, the regularization's among them."""
@@ -54,14 +131,20 @@ class TrainConfig:
         return settings | settings.pop("regularization")
 
 
-def default_config(name: str) -> TrainConfig:
-    """The settings of the paper's authors for a preset; `dataclasses.replace` changes some."""
+def default_config(name: str, optimizer: str = "smorms3") -> TrainConfig:
+    """The settings of the paper's authors for a preset; `dataclasses.replace` changes some.
+
+    They trained with SMORMS3; another optimizer has its own learning rate, from `LEARNING_RATES`.
+    """
     network = preset(name)
+    if optimizer not in LEARNING_RATES:
+        raise ValueError(f"optimizer must be one of {', '.join(LEARNING_RATES)}, got {optimizer!r}")
     return TrainConfig(
         preset=name,
         recurrent=network.recurrent,
         epochs=network.epochs,
         batch_size=network.batch_size,
-        lr=network.lr,
+        lr=network.lr if optimizer == "smorms3" else LEARNING_RATES[optimizer],
+        optimizer=optimizer,
         regularization=network.regularization,
     )

@@ -6,13 +6,15 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.tensorboard import SummaryWriter
 
 from fastlif.train.checkpoint import write_atomically
 
-__all__ = ["EpochRecord", "Scores", "TensorBoardLog", "write_csv"]
+__all__ = ["EpochRecord", "Phase", "Scores", "TensorBoardLog", "with_phase", "write_csv"]
+
+Phase = Literal["priming", "supervised"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Scores:
     loss: float  # cross-entropy
     accuracy: float  # 0..1
     penalty: float  # regularization that was added to the loss; 0 outside training
-    firing_rates: tuple[float, ...]  # Hz, one per spiking layer
+    firing_rates: tuple[float, ...]  # Hz, one per population, as `objective.populations` gives
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,21 @@ class EpochRecord:
     """What one epoch gave; `train` was measured while the weights were changing."""
 
     epoch: int  # from 1
+    phase: Phase
+    populations: tuple[str, ...]  # names, in the order of the firing rates
     train: Scores
     validation: Scores
     seconds: float  # training and validation
 
     def row(self) -> dict[str, Any]:
         """One CSV row; firing rates are those of the training samples."""
-        rates = {f"rate_hidden{i}_hz": r for i, r in enumerate(self.train.firing_rates, start=1)}
+        rates = {
+            f"rate_{name}_hz": rate
+            for name, rate in zip(self.populations, self.train.firing_rates, strict=True)
+        }
         return {
             "epoch": self.epoch,
+            "phase": self.phase,
             "train_loss": self.train.loss,
             "train_penalty": self.train.penalty,
             "train_accuracy": self.train.accuracy,
@@ -47,6 +55,11 @@ class EpochRecord:
             **rates,
             "seconds": round(self.seconds, 4),
         }
+
+
+def with_phase(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as `EpochRecord.row` has it now; those of older checkpoints do not tell the phase."""
+    return {"epoch": row["epoch"], "phase": "supervised"} | row
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -69,9 +82,9 @@ class TensorBoardLog:
         self._writer = SummaryWriter(str(folder), purge_step=epochs_done + 1)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Log a row of `EpochRecord.row` and hand it to the disk."""
+        """Log the numbers of a row of `EpochRecord.row` and hand them to the disk."""
         for name, value in row.items():
-            if name != "epoch":
+            if name not in ("epoch", "phase"):
                 group, _, rest = name.partition("_")
                 tag = f"{group}/{rest}" if rest else name
                 self._writer.add_scalar(tag, value, row["epoch"])

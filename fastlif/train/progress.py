@@ -77,7 +77,8 @@ class ConsoleReporter:
             return
         rates = " ".join(f"{rate:.1f}" for rate in record.train.firing_rates)
         self._console.print(
-            f"epoch {record.epoch:4d}  train loss {record.train.loss:.4f} "
+            f"epoch {record.epoch:4d}  {'priming  ' if record.phase == 'priming' else ''}"
+            f"train loss {record.train.loss:.4f} "
             f"acc {record.train.accuracy:6.2%}  val loss {record.validation.loss:.4f} "
             f"acc {record.validation.accuracy:6.2%}  rates {rates} Hz  "
             f"{record.seconds:.2f} s{'  *' if is_best else ''}",

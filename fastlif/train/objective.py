@@ -1,0 +1,126 @@
+"""What training lowers and what is measured on the way: populations, bounds, sums of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastlif.init.traversal import spiking_layers
+from fastlif.layers.dalian import DalianLIF
+from fastlif.losses import lower_bound, upper_bound
+from fastlif.models import Regularization
+from fastlif.train.logs import Scores
+
+__all__ = ["HOMEOSTASIS", "Meter", "Population", "penalty", "populations", "split_counts"]
+
+# What a network is primed with: every neuron is to spike in every sample (eq 24).
+HOMEOSTASIS = Regularization(lower_strength=1.0, v_lower=1.0)
+
+
+@dataclass(frozen=True)
+class Population:
+    """Neurons of one kind in one layer: what a bound on spike counts is for, and a rate."""
+
+    name: str  # the layer's, with "_inhibitory" behind it for its inhibitory neurons
+    layer: int  # position of the layer among the spiking ones
+    channels: slice | None  # of the layer; None: all
+    bounded: bool  # whether the bounds on spike counts are for it
+
+
+def populations(network: nn.Module) -> tuple[Population, ...]:
+    """The populations of a preset's network, in order.
+
+    Excitatory and inhibitory neurons of a layer that obeys Dale's law are two, each with bounds of
+    its own, as the bounds are on means over a population. The encoder of images has none: it is
+    input, whose rate is what the images and the gradient of the loss make of it.
+    """
+    found = []
+    for index, (name, layer) in enumerate(spiking_layers(network).items()):
+        if isinstance(layer, DalianLIF):
+            excitatory = slice(0, layer.n_excitatory)
+            inhibitory = slice(layer.n_excitatory, None)
+            found.append(Population(name, index, excitatory, layer.hidden))
+            found.append(Population(f"{name}_inhibitory", index, inhibitory, layer.hidden))
+        else:
+            found.append(Population(name, index, None, layer.hidden))
+    return tuple(found)
+
+
+def split_counts(
+    spike_counts: Sequence[Tensor],  # one (batch, channels, *sizes) per spiking layer
+    wanted: Sequence[Population],
+) -> list[Tensor]:  # one (batch, channels of the population, *sizes) each
+    """The spike counts of populations."""
+    return [
+        spike_counts[one.layer]
+        if one.channels is None
+        else spike_counts[one.layer][:, one.channels]
+        for one in wanted
+    ]
+
+
+def penalty(
+    spike_counts: Sequence[Tensor],  # one (batch, channels, *sizes) per population
+    bounds: Regularization,
+) -> Tensor | None:
+    """Sum of the bounds with a strength above 0, None if there are none."""
+    total = None
+    if bounds.upper_strength > 0:
+        total = upper_bound(spike_counts, bounds.v_upper, bounds.upper_strength, bounds.upper_per)
+    if bounds.lower_strength > 0:
+        lower = lower_bound(spike_counts, bounds.v_lower, bounds.lower_strength)
+        total = lower if total is None else total + lower
+    return total
+
+
+class Meter:
+    """Sums over the batches of one pass, on the device: nothing waits until the end of it.
+
+    The sums are changed in place, so that adding to them can be part of a CUDA graph.
+    """
+
+    def __init__(self, duration: float, device: torch.device) -> None:
+        self._duration = duration
+        # Of loss, penalty, correct answers and samples.
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._rates: Tensor | None = None  # (populations,) mean spike count, summed over samples
+
+    def reset(self) -> None:
+        """Begin another pass."""
+        self._sums.zero_()
+        if self._rates is not None:
+            self._rates.zero_()
+
+    def add(
+        self,
+        scores: Tensor,  # (batch, classes)
+        targets: Tensor,  # (batch,)
+        spike_counts: Sequence[Tensor],  # one per population
+        loss: Tensor,
+        penalty: Tensor | None,
+    ) -> None:
+        """Add one batch."""
+        with torch.no_grad():
+            n = len(targets)
+            correct = (scores.argmax(dim=1) == targets).sum()
+            penalty = torch.zeros_like(loss) if penalty is None else penalty
+            self._sums += torch.stack((loss * n, penalty * n, correct, torch.full_like(correct, n)))
+            rates = torch.stack([counts.mean() for counts in spike_counts]) * n
+            if self._rates is None:
+                self._rates = torch.zeros_like(rates)
+            self._rates += rates
+
+    def scores(self) -> Scores:
+        """Means over all samples added."""
+        loss, penalty, correct, n_samples = self._sums.tolist()
+        assert self._rates is not None  # a pass has at least one batch
+        rates = [count / n_samples for count in self._rates.tolist()]
+        return Scores(
+            loss=loss / n_samples,
+            accuracy=correct / n_samples,
+            penalty=penalty / n_samples,
+            firing_rates=tuple(rate / self._duration for rate in rates),
+        )
