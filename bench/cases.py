@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import torch
 
-from bench.planes import PLANES, PlaneNetwork
 from fastlif import PackedSpikes, Sequential, extension
 from fastlif.init import fluctuation_driven_
 from fastlif.models import Preset, build, preset
@@ -40,17 +40,23 @@ class Case:
     design_floor: float | None
 
     @property
-    def network(self) -> Preset | PlaneNetwork:
+    def network(self) -> Preset:
         """The network's sizes and regularizers."""
-        return PLANES[self.preset] if self.preset in PLANES else preset(self.preset)
+        return preset(self.preset)
+
+    @property
+    def input_features(self) -> tuple[int, ...]:
+        """Features of one step of spikes: of images, what their encoder emits."""
+        features = self.network.input_features()
+        return ((self.network.encoder_fan_out or 1) * features[0], *features[1:])
 
     def build(
         self, *, backend: str | None = None, device: torch.device | str | None = None
     ) -> Sequential:
-        """The network, weights drawn by the layers' own default."""
-        if self.preset in PLANES:
-            return PLANES[self.preset].build(dt=DT, backend=backend, device=device)
-        return build(self.preset, recurrent=self.recurrent, dt=DT, backend=backend, device=device)
+        """The network behind its encoder, if any; weights drawn by the layers' own default."""
+        model = build(self.preset, recurrent=self.recurrent, dt=DT, backend=backend, device=device)
+        layers = [item for item in model.named_children() if item[0] != "encoder"]
+        return Sequential(OrderedDict(layers))
 
     def quick(self) -> Case:
         """The same network on a batch small enough for a test."""
@@ -67,6 +73,10 @@ CASES: dict[str, Case] = {
     for case in (
         Case("dense-recurrent", "shd-dense", True, 400, 350, 350, design_floor=0.08),
         Case("shd-conv3", "shd-conv3", True, 400, 350, 50, design_floor=1.1),
+        Case("dense-recurrent-160", "shd-dense160", True, 400, 350, 350, design_floor=None),
+        Case("dalian-dense", "shd-dalian", True, 400, 350, 350, design_floor=None),
+        Case("shd-conv7", "shd-conv7", True, 100, 350, 50, design_floor=None),
+        Case("cifar-conv4", "cifar-conv4", False, 128, 50, 5, design_floor=None),
         Case("randman", "randman", False, 400, 100, 100, design_floor=None),
     )
 }
@@ -75,7 +85,7 @@ CASES: dict[str, Case] = {
 def poisson_input(case: Case) -> PackedSpikes:
     """Independent spikes at `INPUT_RATE`, at most one per step and input."""
     generator = torch.Generator().manual_seed(1)
-    shape = (case.n_steps, case.batch, *case.network.input_features())
+    shape = (case.n_steps, case.batch, *case.input_features)
     spikes = torch.rand(shape, generator=generator) < INPUT_RATE * DT
     if extension.is_available():
         return PackedSpikes.pack(spikes.float())

@@ -43,7 +43,7 @@ class StepCase:
     def plans(self) -> tuple[LayerPlan, ...]:
         """What each layer computes."""
         plans: list[LayerPlan] = []
-        features = self.case.network.input_features()
+        features = self.case.input_features
         for layer in self.case.build():
             plans.append(layer.plan(features, self.case.n_steps))
             features = plans[-1].emitted_features
@@ -137,13 +137,13 @@ GPU_CASES: dict[str, GpuCase] = {
         LayerCase("scan", 1088, False, 400, 350, goal=0.9),
         LayerCase("recurrent-1024", 1024, True, 128, 350, goal=2.5e-6),
         StepCase(
-            Case("cifar-conv4", "cifar-conv4", False, 128, 100, 20, None),
+            replace(CASES["cifar-conv4"], loop_steps=20),
             None,
             tuning_samples=4,
             check_steps=40,
         ),
         StepCase(
-            Case("dvs-conv8", "dvs-conv8", False, 8, 250, 250, None),
+            Case("dvs-conv8", "dvs-conv8", False, 8, 500, 100, None),
             None,
             tuning_samples=2,
             check_steps=150,
