@@ -28,17 +28,17 @@ def network() -> Sequential:
 
 def batch() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    spikes = (torch.rand(20, 6, 1, 20, generator=generator) < 0.1).float()
+    spikes = (torch.rand(30, 6, 1, 20, generator=generator) < 0.25).float()
     return spikes, torch.tensor([0, 1, 2, 0, 1, 2])
 
 
 def constrained(name: str, model: nn.Module) -> Optimizer:
     if name == "smorms3":
-        return SMORMS3(parameter_groups(model), lr=5e-2)
+        return SMORMS3(parameter_groups(model), lr=0.1)
     if name == "adam":
-        optimizer: Optimizer = torch.optim.Adam(model.parameters(), lr=5e-2)
+        optimizer: Optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
     keep_non_negative(optimizer, model)
     return optimizer
 
@@ -72,18 +72,19 @@ def test_weights_stay_non_negative_after_every_step(name):
             assert all(weight.min() >= 0.0 for weight in weights_of(model))
             at_bound = [int((weight == 0.0).sum()) for weight in weights_of(model)]
             most_at_bound = [max(pair) for pair in zip(most_at_bound, at_bound, strict=True)]
-    assert min(most_at_bound) >= 1, most_at_bound  # learning really pushes against the bound
+    for of_layer in (most_at_bound[:3], most_at_bound[3:]):  # learning really pushes
+        assert sum(of_layer) >= 10
     assert model[3].weight.min() < 0.0  # the readout is free
 
 
 def test_without_the_constraint_weights_become_negative():
     model = network()
-    optimizer = SMORMS3(model.parameters(), lr=5e-2)
+    optimizer = SMORMS3(model.parameters(), lr=0.1)
     for _ in range(20):
         optimizer.zero_grad()
         loss_of(model, *batch()).backward()
         optimizer.step()
-    assert min(float(weight.min()) for weight in weights_of(model)) < 0.0
+    assert min(float(weight.detach().min()) for weight in weights_of(model)) < 0.0
 
 
 @pytest.mark.parametrize("name", ["smorms3", "adam", "sgd"])
