@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -187,6 +188,28 @@ class TestForeignCheckpoints:
         save_file(tensors, out / CHECKPOINT, metadata)
         message = self.refused(out, data, "shd-dense")
         assert "hidden1.weight has shape (64, 700) instead of (128, 700)" in message
+
+    def test_of_before_there_were_such_settings(self, out: Path, data: Path) -> None:
+        metadata = self.metadata(out)
+        state = json.loads(metadata["state"])
+        for name in ("optimizer", "initialization", "mu_w", "sigma_w", "distribution", "skip"):
+            del state["settings"][name]
+        for name in ("rescale_surrogate", "priming_epochs", "n_samples"):
+            del state["settings"][name]
+        state["settings"]["v_lower"] = 0.0  # of a bound that the run does not have
+        for row in state["history"]:
+            del row["phase"]
+        save_file(
+            load_file(out / CHECKPOINT), out / CHECKPOINT, metadata | {"state": json.dumps(state)}
+        )
+        message = self.refused(out, data, "shd-dense", "--optimizer", "adam", "--lr", "5e-3")
+        assert "optimizer is 'smorms3' there and 'adam' here" in message
+        message = self.refused(out, data, "shd-dense", "--lower-strength", "1")
+        assert "v_lower is 0.0 there and 1.0 here" in message
+        command = ("shd-dense", "--data", data, "--out", out, "--epochs", 2, "--resume", *QUICK)
+        result = run_train(*command)
+        assert result.exit_code == 0, result.output
+        assert [row["phase"] for row in rows(out)] == ["supervised"] * 2
 
     def test_of_another_program(self, out: Path, data: Path) -> None:
         save_file({"weight": torch.zeros(3)}, out / CHECKPOINT)

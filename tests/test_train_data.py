@@ -193,5 +193,15 @@ def test_command_line_takes_every_option(tmp_path: Path) -> None:
         if name != "--threads"
     }
     assert {name: settings[name] for name in expected} == expected
-    assert settings["rescale_surrogate"] is True and settings["lr"] == 1e-2
+    assert settings["rescale_surrogate"] is True and settings["lr"] == 1.0
     assert run_train("shd-dense", "--optimizer", "lion").exit_code == 2
+
+
+def test_command_line_warns_of_a_silent_layer_in_one_line(tmp_path: Path) -> None:
+    write_events(tmp_path / "a_train.h5", 24, seed=1)
+    write_events(tmp_path / "a_test.h5", 6, seed=2)
+    command = ("shd-dense", "--data", tmp_path, "--out", tmp_path / "run", "--epochs", 1)
+    result = run_train(*command, "--dt", 0.02, "--sigma-u", 0.01, "--threads", 1)
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if "warning" in line.lower()]
+    assert line.startswith("warning: layer 'hidden1' is silent") and "raise its sigma_u" in line

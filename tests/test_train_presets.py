@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from fastlif.data import RandmanConfig, make_randman, mean_firing_rate
-from fastlif.init import fluctuation_driven_, readout_
+from fastlif.init import ActivityWarning, fluctuation_driven_, readout_
 from fastlif.losses import lower_bound, max_over_time_cross_entropy, upper_bound
 from fastlif.models import PRESETS, Regularization, build, preset
 from fastlif.optim import SMORMS3
@@ -134,7 +135,7 @@ class TestInitialization:
 @pytest.mark.parametrize("optimizer", ["smorms3", "adam", "sgd"])
 def test_optimizers_keep_dalian_weights_non_negative(optimizer: str, tmp_path: Path) -> None:
     start, end = tmp_path / "start", tmp_path / "end"
-    lr = 1.0 if optimizer == "sgd" else 0.02
+    lr = 1.0 if optimizer == "sgd" else 0.02  # large enough for some signs to change
     changes = {"lr": lr, "optimizer": optimizer, "batch_size": 1}
     for folder, epochs in ((start, 1), (end, 9)):
         run_tiny("shd-dalian", folder, epochs=epochs, **changes)
@@ -243,6 +244,42 @@ def test_homeostasis_wakes_a_silent_network(tmp_path: Path) -> None:
     assert terms[0] > 0.99 and terms[-1] < 0.2  # the square of what a spike lacks to one
 
 
+class TestActivityWarnings:
+    """One line for a layer that the start leaves silent or saturated, and what to do about it."""
+
+    def warned(self, folder: Path, **changes: object) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ActivityWarning)
+            Run(tiny_config("shd-dense", **changes), tiny_task("shd-dense"), folder, resume=False)
+        return [str(one.message) for one in caught if one.category is ActivityWarning]
+
+    def test_none_for_a_good_start(self, tmp_path: Path) -> None:
+        assert self.warned(tmp_path) == []
+
+    @pytest.mark.parametrize(
+        ("changes", "state", "cure"),
+        [
+            ({"sigma_u": 0.05}, "silent", "raise its sigma_u"),
+            (
+                {"initialization": "normal", "sigma_w": 1e-3},
+                "silent",
+                'take initialization "fluctuation", or a lower bound on spike counts',
+            ),
+            (
+                {"initialization": "normal", "mu_w": 10.0, "sigma_w": 1.0},
+                "saturated",
+                'take initialization "fluctuation"',
+            ),
+        ],
+    )
+    def test_names_layer_and_cure(
+        self, changes: dict[str, object], state: str, cure: str, tmp_path: Path
+    ) -> None:
+        (message,) = self.warned(tmp_path, **changes)
+        assert message.startswith(f"layer 'hidden1' is {state} after initialization")
+        assert cure in message and "\n" not in message
+
+
 def test_bounds_are_for_each_population_and_not_for_the_encoder() -> None:
     from fastlif.train.objective import populations
 
@@ -284,6 +321,6 @@ class TestSettingsThatExcludeEachOther:
 
     def test_optimizers_have_rates_of_their_own(self) -> None:
         rates = [default_config("randman", one).lr for one in ("smorms3", "adam", "sgd")]
-        assert rates == [1e-2, 1e-3, 1e-2]
+        assert rates == [1e-2, 3e-3, 1.0]
         with pytest.raises(ValueError, match="smorms3, adam, sgd, got 'lbfgs'"):
             default_config("randman", "lbfgs")  # type: ignore[arg-type]

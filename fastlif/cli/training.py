@@ -125,7 +125,7 @@ def train(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate. Default: the preset's for smorms3, 1e-3 for adam, 1e-2 for sgd.",
+            help="Learning rate. Default: the preset's for smorms3, 3e-3 for adam, 1 for sgd.",
             rich_help_panel=OPTIMIZATION,
         ),
     ] = None,

@@ -5,21 +5,37 @@ from __future__ import annotations
 import warnings
 
 SILENT_RATE = 0.1  # Hz: one spike of a neuron in ten seconds
-SATURATED_SHARE = 0.25  # spikes per step; after a spike a neuron rests for one, so 0.5 is the most
+# Spikes per step. After a spike a neuron rests for a step, so 0.5 is the most; of neurons whose
+# weights have mean 0 about half are held down, so a layer at its limit comes to about 0.25.
+SATURATED_SHARE = 0.2
 
 
 class ActivityWarning(UserWarning):
     """A layer is silent or saturated, so that gradients through it carry little information."""
 
 
-def warn_of_activity(name: str, rate: float, dt: float, *, stacklevel: int = 2) -> None:
-    """Warn, with the cure, if the mean firing rate (Hz) of a layer is too low or too high."""
+def warn_of_activity(
+    name: str,
+    rate: float,
+    dt: float,
+    *,
+    silent: str | None = None,
+    saturated: str | None = None,
+    stacklevel: int = 2,
+) -> None:
+    """Warn, with the cure, if the mean firing rate of a layer is too low or too high.
+
+    name: of the layer.
+    rate: in Hz.
+    dt: seconds per step.
+    silent, saturated: cures of either; None is a change of the layer's sigma_u.
+    """
     if rate < SILENT_RATE:
         state = "silent"
-        cure = "raise its sigma_u (or lower xi)"
+        cure = "raise its sigma_u (or lower xi)" if silent is None else silent
     elif rate * dt > SATURATED_SHARE:
         state = "saturated"
-        cure = "lower its sigma_u (or raise xi)"
+        cure = "lower its sigma_u (or raise xi)" if saturated is None else saturated
     else:
         return
     warnings.warn(

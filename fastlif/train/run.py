@@ -228,10 +228,16 @@ class Run:
             min(self.config.batch_size, len(self.train_set)), device=self.train_set.targets.device
         )
         _, counts = self._forward(self.train_set.select(first, self.device)[0])
+        silent = saturated = None  # the cures of a wrong sigma_u
+        if self.config.initialization != "fluctuation":
+            saturated = 'take initialization "fluctuation"'
+            silent = f"{saturated}, or a lower bound on spike counts or priming epochs"
         for population, own in zip(self.populations, counts, strict=True):
             if population.bounded:
                 rate = float(own.mean()) / self.duration
-                warn_of_activity(population.name, rate, self.config.dt)
+                warn_of_activity(
+                    population.name, rate, self.config.dt, silent=silent, saturated=saturated
+                )
 
     def _restore(self) -> None:
         path = self.checkpoint_path
