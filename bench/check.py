@@ -11,7 +11,8 @@ from torch import Tensor
 from bench.cases import Case
 from bench.loop import LoopNetwork
 from fastlif import PackedSpikes, Sequential
-from fastlif.ops import LayerPlan
+from fastlif.layers import StackLayer
+from fastlif.ops import LayerPlan, LayerTensors
 from fastlif.ops.reference import stack
 from tests.cases import Stack
 from tests.compare import relative, replay
@@ -48,6 +49,18 @@ def network_plans(model: Sequential, input: PackedSpikes) -> tuple[LayerPlan, ..
     return tuple(plans)
 
 
+def network_tensors(model: Sequential, batch: int | None = None) -> tuple[LayerTensors, ...]:
+    """Parameters of each layer, and for a batch the states it starts from; a pool has neither."""
+    tensors = []
+    for layer in model:
+        if not isinstance(layer, StackLayer):
+            tensors.append(LayerTensors())
+        else:
+            state = None if batch is None else layer.initial_state(batch)
+            tensors.append(layer.tensors(state))
+    return tuple(tensors)
+
+
 def check(case: Case, model: Sequential, input: PackedSpikes) -> CheckResult:
     """Compare fastlif (float32, replayed spikes) and the loop (float64) with the reference.
 
@@ -55,7 +68,7 @@ def check(case: Case, model: Sequential, input: PackedSpikes) -> CheckResult:
     """
     spikes = input[:SAMPLES].unpack(torch.float64)[:STEPS]
     plans = network_plans(model, input)
-    parameters = tuple(layer.tensors() for layer in model)
+    parameters = network_tensors(model)
     comparison = replay(Stack(plans, parameters, spikes), torch.float32, state=False)
     gradient_error, gradient_name = comparison.worst
     result = CheckResult(
@@ -83,7 +96,7 @@ def _loop_error(model: Sequential, plans: tuple[LayerPlan, ...], spikes: Tensor)
     """Largest relative error of the loop's scores, spike counts and weight gradients."""
     ours, theirs = (copy.deepcopy(model).double() for _ in range(2))
     scores, counts = LoopNetwork(ours)(spikes)
-    tensors = [layer.tensors(layer.initial_state(spikes.shape[1])) for layer in theirs]
+    tensors = network_tensors(theirs, spikes.shape[1])
     expected = stack(spikes, plans, tensors)
     pairs = [(scores, expected.output), *zip(counts, expected.spike_counts, strict=True)]
     gradients = []

@@ -112,7 +112,8 @@ def _decays(plan: LayerPlan, like: Tensor) -> tuple[Any, Any, Any]:
     is_inhibitory = is_inhibitory.reshape(-1, *(1 for _ in plan.features[1:]))
 
     def choose(excitatory: float, inhibitory: float) -> Tensor:
-        return torch.where(is_inhibitory, inhibitory, excitatory).to(like.dtype)
+        both = like.new_tensor([excitatory, inhibitory])
+        return both[is_inhibitory.long()]
 
     return (
         choose(plan.decay_mem, own.neuron_decay_mem),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bench.check import OUTPUT_TOLERANCE, SAMPLES, CheckFailed, network_plans
+from bench.check import OUTPUT_TOLERANCE, SAMPLES, CheckFailed, network_plans, network_tensors
 from fastlif import PackedSpikes, Sequential, extension
 from fastlif.ops import LayerTensors, LIFState, StackResult, reference, stack
 from tests.cases import Stack, layer_tensors, named_leaves
@@ -121,7 +121,7 @@ def check_network(
 ) -> DeviceCheck:
     """`check_stack` on a part of the input, then the whole batch. Raises CheckFailed."""
     part = input[:SAMPLES].unpack(torch.float32)[:steps]
-    parameters = tuple(layer.tensors() for layer in cpu_model)
+    parameters = network_tensors(cpu_model)
     case = Stack(network_plans(cpu_model, input), parameters, part)
     found = check_stack(case, backend=backend, device=device, packed=True, tolerance=tolerance)
 

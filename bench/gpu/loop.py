@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from bench.check import LOOP_TOLERANCE, CheckFailed, network_plans
+from bench.check import LOOP_TOLERANCE, CheckFailed, network_plans, network_tensors
 from bench.loop import LoopNetwork, convolved
 from fastlif import PackedSpikes, Sequential
 from fastlif.ops import LayerPlan
@@ -36,7 +36,7 @@ def check_loop(model: Sequential, input: PackedSpikes, steps: int) -> float:
     spikes = input.unpack(torch.float64)[:steps]
     ours, theirs = (copy.deepcopy(model).double() for _ in range(2))
     scores, counts = DeviceLoop(ours)(spikes)
-    tensors = [layer.tensors(layer.initial_state(spikes.shape[1])) for layer in theirs]
+    tensors = network_tensors(theirs, spikes.shape[1])
     expected = stack(spikes, network_plans(model, input), tensors)
     pairs = [(scores, expected.output), *zip(counts, expected.spike_counts, strict=True)]
     gradients = [
