@@ -26,8 +26,7 @@ struct DeviceLayer {
   LayerProduct<Real> product;
   Map map;
   Kind kind = Kind::lif;
-  int delay = 0;
-  bool detach_reset = true;
+  bool delay = false, detach_reset = true;
   // Offsets in shared memory, in numbers: dL/dJ at two steps (products.h); per neuron and sample dL/dU[n+1] and the
   // earlier of the two dL/dJ; dL/dcount or dL/dscore, -1 where there is none. The latter have planes of a few samples.
   int columns = 0, pitch = 0, state = 0, grad_counts = -1;
@@ -94,7 +93,7 @@ class Description {
       const Shape& shape = layers[l].shape;
       layer.constants = NeuronConstants<Real>(layers[l]);
       layer.map = Map(shape);
-      layer.kind = layers[l].kind, layer.delay = layers[l].delay, layer.detach_reset = layers[l].detach_reset;
+      layer.kind = layers[l].kind, layer.delay = layers[l].delay != 0, layer.detach_reset = layers[l].detach_reset;
       layer.tensors = problem.layers[size_t(l)];
       layer.pitch = pitch(shape);
       layer.columns = reserve(int64_t(shape.positions()) * layer.pitch * columns_);
