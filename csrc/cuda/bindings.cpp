@@ -25,8 +25,8 @@ T* pointer(uintptr_t address) {
 
 cudaStream_t stream_of(uintptr_t address) { return reinterpret_cast<cudaStream_t>(address); }
 
-template <auto member, class Struct>
-void address_property(py::class_<Struct>& type, const char* name) {
+template <auto member, class Struct, class... Bases>
+void address_property(py::class_<Struct, Bases...>& type, const char* name) {
   type.def_property(
       name, [](const Struct& p) { return reinterpret_cast<uintptr_t>(p.*member); },
       [](Struct& p, uintptr_t address) {
@@ -34,11 +34,14 @@ void address_property(py::class_<Struct>& type, const char* name) {
       });
 }
 
-const Connection& connection(const Plan& plan, int layer, bool recurrent) {
+// Synapses of a layer, by the name of their sources: "input", "layer" (of its excitatory neurons, if it has others) or
+// "inhibitory" (neurons of the layer).
+const Connection& connection(const Plan& plan, int layer, const std::string& sources) {
   const Layer& l = plan.layers.at(size_t(layer));
-  if (recurrent ? !l.recurrent : !l.has_feedforward)
-    throw std::invalid_argument("layer " + std::to_string(layer) + " has no such connection");
-  return recurrent ? l.recurrence : l.feedforward;
+  if (sources == "input" && l.has_feedforward) return l.feedforward;
+  if (sources == "layer" && l.recurrent) return l.recurrence;
+  if (sources == "inhibitory" && l.n_inhibitory) return l.inhibition;
+  throw std::invalid_argument("layer " + std::to_string(layer) + " has no synapses from '" + sources + "'");
 }
 
 Shape shape_of(std::array<int, 3> shape) { return {shape[0], shape[1], shape[2]}; }
@@ -67,6 +70,11 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
   FASTLIF_ADDRESS(pending);
   FASTLIF_ADDRESS(output);
   FASTLIF_ADDRESS(best_step);
+  FASTLIF_ADDRESS(inhibitory_weight);
+  FASTLIF_ADDRESS(inhibitory0);
+  FASTLIF_ADDRESS(pending_inhibitory0);
+  FASTLIF_ADDRESS(inhibitory);
+  FASTLIF_ADDRESS(pending_inhibitory);
 #undef FASTLIF_ADDRESS
 
   py::class_<BackwardLayer> backward(m, "BackwardLayer", py::module_local());
@@ -87,6 +95,17 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
   FASTLIF_ADDRESS(grad_membrane0);
   FASTLIF_ADDRESS(grad_current0);
   FASTLIF_ADDRESS(grad_pending0);
+#undef FASTLIF_ADDRESS
+
+  py::class_<DaleBackwardLayer, BackwardLayer> dale(m, "DaleBackwardLayer", py::module_local());
+  dale.def(py::init<>());
+#define FASTLIF_ADDRESS(name) address_property<&DaleBackwardLayer::name>(dale, #name)
+  FASTLIF_ADDRESS(inhibitory_weight);
+  FASTLIF_ADDRESS(grad_inhibitory);
+  FASTLIF_ADDRESS(grad_pending_inhibitory);
+  FASTLIF_ADDRESS(grad_inhibitory_injected);
+  FASTLIF_ADDRESS(grad_inhibitory0);
+  FASTLIF_ADDRESS(grad_pending_inhibitory0);
 #undef FASTLIF_ADDRESS
 
   m.def("unusable", &unusable);
@@ -135,19 +154,60 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
       },
       py::arg("plan"), py::arg("layer"), py::arg("pointers"), py::kw_only(), py::arg("n_steps"), py::arg("batch"),
       py::arg("precision"), py::arg("stream"));
-  m.def("weight_gradient_splits", [](const Plan& plan, int layer, bool recurrent, int64_t n_steps, int64_t batch) {
-    return weight_gradient_splits(connection(plan, layer, recurrent), n_steps, batch);
-  });
+  m.def(
+      "dale_forward",
+      [](const Plan& plan, int layer, const ForwardLayer& pointers, uintptr_t input_masks, int64_t n_steps,
+         int64_t batch, int precision, int shared_bytes, uintptr_t stream) {
+        const py::gil_scoped_release release;
+        dale_forward(plan.layers.at(size_t(layer)), pointers, pointer<const uint32_t>(input_masks), n_steps, batch,
+                     Precision(precision), shared_bytes, stream_of(stream));
+      },
+      py::arg("plan"), py::arg("layer"), py::arg("pointers"), py::kw_only(), py::arg("input_masks"), py::arg("n_steps"),
+      py::arg("batch"), py::arg("precision"), py::arg("shared_bytes"), py::arg("stream"));
+  m.def(
+      "dale_backward",
+      [](const Plan& plan, int layer, const DaleBackwardLayer& pointers, int64_t n_steps, int64_t batch, int precision,
+         int shared_bytes, uintptr_t stream) {
+        const py::gil_scoped_release release;
+        dale_backward(plan.layers.at(size_t(layer)), pointers, n_steps, batch, Precision(precision), shared_bytes,
+                      stream_of(stream));
+      },
+      py::arg("plan"), py::arg("layer"), py::arg("pointers"), py::kw_only(), py::arg("n_steps"), py::arg("batch"),
+      py::arg("precision"), py::arg("shared_bytes"), py::arg("stream"));
+  m.def(
+      "pool_words",
+      [](const Plan& plan, int layer, uintptr_t words, int64_t n_steps, int64_t batch, uintptr_t pooled,
+         uintptr_t stream) {
+        const py::gil_scoped_release release;
+        pool_words(connection(plan, layer, "input"), pointer<const int32_t>(words), n_steps, batch,
+                   pointer<int32_t>(pooled), stream_of(stream));
+      },
+      py::arg("plan"), py::arg("layer"), py::kw_only(), py::arg("words"), py::arg("n_steps"), py::arg("batch"),
+      py::arg("pooled"), py::arg("stream"));
+  m.def(
+      "pool_gradient",
+      [](const Plan& plan, int layer, uintptr_t words, uintptr_t grad_pooled, int64_t n_steps, int64_t batch,
+         bool is_double, uintptr_t grad_spikes, uintptr_t stream) {
+        const py::gil_scoped_release release;
+        pool_gradient(connection(plan, layer, "input"), pointer<const int32_t>(words), pointer<const void>(grad_pooled),
+                      n_steps, batch, is_double, pointer<void>(grad_spikes), stream_of(stream));
+      },
+      py::arg("plan"), py::arg("layer"), py::kw_only(), py::arg("words"), py::arg("grad_pooled"), py::arg("n_steps"),
+      py::arg("batch"), py::arg("is_double"), py::arg("grad_spikes"), py::arg("stream"));
+  m.def("weight_gradient_splits",
+        [](const Plan& plan, int layer, const std::string& sources, int64_t n_steps, int64_t batch) {
+          return weight_gradient_splits(connection(plan, layer, sources), n_steps, batch);
+        });
   m.def(
       "weight_gradient",
-      [](const Plan& plan, int layer, bool recurrent, uintptr_t words, uintptr_t grad_injected, int64_t n_steps,
-         int64_t batch, bool is_double, uintptr_t partials, uintptr_t grad, uintptr_t stream) {
+      [](const Plan& plan, int layer, const std::string& sources, uintptr_t words, uintptr_t grad_injected,
+         int64_t n_steps, int64_t batch, bool is_double, uintptr_t partials, uintptr_t grad, uintptr_t stream) {
         const py::gil_scoped_release release;
-        weight_gradient(connection(plan, layer, recurrent), pointer<const int32_t>(words),
+        weight_gradient(connection(plan, layer, sources), pointer<const int32_t>(words),
                         pointer<const void>(grad_injected), n_steps, batch, is_double, pointer<void>(partials),
                         pointer<void>(grad), stream_of(stream));
       },
-      py::arg("plan"), py::arg("layer"), py::arg("recurrent"), py::kw_only(), py::arg("words"),
+      py::arg("plan"), py::arg("layer"), py::arg("sources"), py::kw_only(), py::arg("words"),
       py::arg("grad_injected"), py::arg("n_steps"), py::arg("batch"), py::arg("is_double"), py::arg("partials"),
       py::arg("grad"), py::arg("stream"));
   m.def(

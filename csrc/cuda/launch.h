@@ -48,6 +48,10 @@ struct ForwardLayer {
   void *membrane = nullptr, *current = nullptr, *pending = nullptr;  // final state, user (B, ...)
   void* output = nullptr;    // readout_max: user (B, ...); readout_trace and current: user (T, B, ...); lif: unused
   int32_t* best_step = nullptr;  // readout_max: user (B, ...)
+  // Of a layer with inhibition: its synapses, packed likewise, and its states.
+  const void* inhibitory_weight = nullptr;
+  const void *inhibitory0 = nullptr, *pending_inhibitory0 = nullptr;
+  void *inhibitory = nullptr, *pending_inhibitory = nullptr;
 };
 struct ForwardProblem {
   const Plan* plan = nullptr;
@@ -57,6 +61,11 @@ struct ForwardProblem {
   const uint32_t* input_masks = nullptr;  // (T, B, ceil(N_in/32)), of the input of layer `first`; null when it has `injected`
   std::vector<ForwardLayer> layers;       // of [first, last)
 };
+// Layers whose launch no other layer shares: max pooling and layers with inhibition, which have kernels of their own, and
+// readouts with skips, which are given their current.
+inline bool stands_alone(const Layer& layer) {
+  return layer.kind == Kind::max_pool || layer.n_inhibitory > 0 || !layer.skips.empty();
+}
 // Ranges [first, last) of layers, in order, that one launch each can run with `shared_bytes` of shared memory per block;
 // throws std::invalid_argument naming the layer when a recurrent layer does not fit at all.
 std::vector<std::pair<int, int>> forward_segments(const Plan& plan, Precision precision, int shared_bytes);
@@ -83,7 +92,8 @@ struct BackwardProblem {
   Products products = Products::exact;
   std::vector<BackwardLayer> layers;
 };
-// As forward_segments. A layer without recurrence that is alone in its segment is given to scan_backward instead.
+// As forward_segments; a layer that a skip reads is the last of its segment, whose gradient comes from outside the launch.
+// A layer without recurrence that is alone in its segment is given to scan_backward instead.
 std::vector<std::pair<int, int>> backward_segments(const Plan& plan, Precision precision, int shared_bytes);
 void stack_backward(const BackwardProblem& problem, int shared_bytes, cudaStream_t stream);
 
@@ -92,6 +102,31 @@ void scan_forward(const Layer& layer, const ForwardLayer& pointers, int64_t n_st
                   cudaStream_t stream);   // reads `injected`, writes all that a lif layer has
 void scan_backward(const Layer& layer, const BackwardLayer& pointers, int64_t n_steps, int64_t batch, Precision precision,
                    cudaStream_t stream);  // grad_injected may be the same memory as grad_spikes
+
+// ---- dale_forward.cu, dale_backward.cu: a layer with inhibition alone in its segment. Tensors have all its neurons,
+// `grad_spikes` only those of the excitatory ones, which alone leave the layer.
+struct DaleBackwardLayer : BackwardLayer {
+  const void* inhibitory_weight = nullptr;  // packed as the others; `weight` is not read
+  const void *grad_inhibitory = nullptr, *grad_pending_inhibitory = nullptr;  // user (B, ...)
+  void* grad_inhibitory_injected = nullptr;                                   // flat (T, B, N), always written: dL/dK
+  void *grad_inhibitory0 = nullptr, *grad_pending_inhibitory0 = nullptr;      // user (B, ...)
+};
+// Shared memory that a block takes at least.
+int64_t dale_forward_bytes(const Layer& layer, Precision precision);
+int64_t dale_backward_bytes(const Layer& layer, Precision precision);
+void dale_forward(const Layer& layer, const ForwardLayer& pointers, const uint32_t* input_masks, int64_t n_steps,
+                  int64_t batch, Precision precision, int shared_bytes, cudaStream_t stream);
+void dale_backward(const Layer& layer, const DaleBackwardLayer& pointers, int64_t n_steps, int64_t batch,
+                   Precision precision, int shared_bytes, cudaStream_t stream);
+
+// ---- pool.cu: `windows` keeps the channels
+// Words (ceil(T/32), B, N) of the sources to words of the windows: spikes where any source of the window does.
+void pool_words(const Connection& windows, const int32_t* words, int64_t n_steps, int64_t batch, int32_t* pooled,
+                cudaStream_t stream);
+// From dL/dS of the windows to dL/dS of the sources, both flat (T, B, N): to the first source of a window that spikes, row
+// by row, to the first of all if none does.
+void pool_gradient(const Connection& windows, const int32_t* words, const void* grad_pooled, int64_t n_steps,
+                   int64_t batch, bool is_double, void* grad_spikes, cudaStream_t stream);
 
 // ---- weight_gradient.cu
 // grad (kernel h, kernel w, in channels, out channels) = sum over steps, samples and positions of spikes times dL/dJ, in a

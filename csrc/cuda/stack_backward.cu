@@ -143,23 +143,38 @@ int64_t segment_bytes(const Plan& plan, Precision precision, int first, int last
   return std::max(exact, bytes_of(part, 1, true));
 }
 
+std::invalid_argument too_large(int index, const Layer& layer, int64_t bytes, int shared_bytes) {
+  return std::invalid_argument("layer " + std::to_string(index) + " of " + std::to_string(layer.shape.size()) +
+                               " neurons needs " + std::to_string(bytes) +
+                               " bytes of shared memory per block in the backward pass, " +
+                               std::to_string(shared_bytes) + " are available");
+}
+
 }  // namespace
 
 std::vector<std::pair<int, int>> backward_segments(const Plan& plan, Precision precision, int shared_bytes) {
   const int n_layers = int(plan.layers.size());
+  const std::vector<int>& skips = plan.layers.back().skips;
+  // Whether a layer can share a launch with the one before it.
+  const auto joins = [&](int l) {
+    const Layer& layer = plan.layers[size_t(l)];
+    return layer.kind != Kind::current && !stands_alone(layer) && std::count(skips.begin(), skips.end(), l - 1) == 0;
+  };
   std::vector<std::pair<int, int>> segments;
   for (int first = 0, last; first < n_layers; first = last) {
     const Layer& layer = plan.layers[size_t(first)];
     const auto runs = [&](int end) { return segment_bytes(plan, precision, first, end) <= shared_bytes; };
     last = first + 1;
-    const bool alone = layer.kind == Kind::current || !runs(last);
-    if (alone && layer.kind != Kind::current && (layer.kind != Kind::lif || layer.recurrent))
-      throw std::invalid_argument("layer " + std::to_string(first) + " of " + std::to_string(layer.shape.size()) +
-                                  " neurons needs " + std::to_string(segment_bytes(plan, precision, first, last)) +
-                                  " bytes of shared memory per block in the backward pass, " +
-                                  std::to_string(shared_bytes) + " are available");
-    while (!alone && last < n_layers && last - first < kMostLayers &&
-           plan.layers[size_t(last)].kind != Kind::current && runs(last + 1))
+    if (layer.n_inhibitory && dale_backward_bytes(layer, precision) > shared_bytes)
+      throw too_large(first, layer, dale_backward_bytes(layer, precision), shared_bytes);
+    if (layer.kind == Kind::max_pool || layer.n_inhibitory) {
+      segments.emplace_back(first, last);
+      continue;
+    }
+    const bool fits = layer.kind == Kind::current || runs(last);
+    if (!fits && (layer.kind != Kind::lif || layer.recurrent))
+      throw too_large(first, layer, segment_bytes(plan, precision, first, last), shared_bytes);
+    while (fits && last < n_layers && last - first < kMostLayers && joins(last) && runs(last + 1))
       ++last;
     segments.emplace_back(first, last);
   }

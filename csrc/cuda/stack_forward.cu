@@ -101,13 +101,17 @@ std::vector<std::pair<int, int>> forward_segments(const Plan& plan, Precision pr
   for (int first = 0, last = 0; first < n_layers; first = last) {
     int64_t neurons = plan.layers[first].shape.size();
     last = first + 1;
-    const int bytes = segment_bytes(plan, first, last, real_bytes, shared_bytes);
+    const Layer& layer = plan.layers[first];
+    const int64_t bytes = layer.kind == Kind::max_pool ? 0
+                          : layer.n_inhibitory         ? dale_forward_bytes(layer, precision)
+                                                       : segment_bytes(plan, first, last, real_bytes, shared_bytes);
     if (bytes > shared_bytes)
       throw std::invalid_argument("layer " + std::to_string(first) + " has " + std::to_string(neurons) +
                                   " neurons that need " + std::to_string(bytes) +
                                   " bytes of shared memory per block, " + std::to_string(shared_bytes) +
                                   " are available");
-    while (last < n_layers && last - first < forward::kMostLayers &&
+    while (last < n_layers && last - first < forward::kMostLayers && !stands_alone(layer) &&
+           !stands_alone(plan.layers[last]) &&
            neurons + plan.layers[last].shape.size() <= forward::kMostNeurons &&
            segment_bytes(plan, first, last + 1, real_bytes, shared_bytes) <= shared_bytes)
       neurons += plan.layers[last++].shape.size();

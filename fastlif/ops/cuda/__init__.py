@@ -19,7 +19,7 @@ from fastlif.ops.cuda.stack_backward import Backward
 from fastlif.ops.layout import Saved, StackOutputs, StackShapes
 from fastlif.ops.plan import LayerPlan, encode, lacking
 
-SUPPORTED: tuple[str, ...] = ()  # of what `lacking` asks for
+SUPPORTED: tuple[str, ...] = ("inhibition", "max_pool", "skips")  # of what `lacking` asks for
 
 
 def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype) -> str:

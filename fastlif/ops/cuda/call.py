@@ -123,11 +123,15 @@ class Call:
         precision = precision_code(self.shapes.dtype, self.exact)
         return find(self.plan, precision, self.shared_bytes)
 
-    def masks(self, words: Tensor) -> Tensor:
-        """Words (words, batch, N) as masks (time, batch, ceil(N / 32)) of neighbouring neurons."""
+    def masks(self, words: Tensor, masks: Tensor | None = None) -> Tensor:
+        """Words (words, batch, N) as masks (time, batch, ceil(N / 32)) of neighbouring neurons.
+
+        They are written into `masks` where it is given, which may have room for further steps.
+        """
         neurons = words.shape[2]
         steps, batch = self.shapes.n_steps, self.shapes.batch
-        masks = self.empty((steps, batch, n_words(neurons)), torch.int32)
+        if masks is None:
+            masks = self.empty((steps, batch, n_words(neurons)), torch.int32)
         self.kernels.words_to_masks(
             words.data_ptr(), n_steps=steps, batch=batch, neurons=neurons,
             masks=masks.data_ptr(), stream=self.stream,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlif.ops import dense
 from fastlif.ops.cuda.call import BACKWARD_ORDER, Call, address, packed
+from fastlif.ops.cuda.sources import emitted_words, inhibitory_words, readout_parts, stands_alone
 from fastlif.ops.layout import (
     FIRST_STATE,
     GRADS_PER_LAYER,
@@ -16,6 +19,8 @@ from fastlif.ops.layout import (
     Saved,
     per_layer,
 )
+
+INHIBITORY_WEIGHT = 3  # its index in the tensors of a layer
 
 
 class Backward:
@@ -51,17 +56,69 @@ class Backward:
         """Gradients of the input and of every tensor."""
         above: Tensor | None = None  # flat dL/dS of the segment's last layer
         if self.grad_output.numel() and self.plans[-1].kind != "readout_max":
-            above = dense.to_flat(self.grad_output, self.plans[-1].features)
+            above = dense.to_flat(self.grad_output, self.plans[-1].emitted_features)
+        skipping: Tensor | None = None  # dL/dJ of a readout with skips
         for start, end in reversed(self.call.segments("backward")):
-            injected = self._segment(start, end, above)
+            if skipping is not None and end - 1 in self.plans[-1].skips:
+                assert above is not None
+                self._add_skip(end - 1, skipping, above)
+            if self.plans[start].kind == "max_pool":
+                above = self._pool(start, above)
+                continue
+            if self.plans[start].inhibition is not None:
+                injected = [self._dale(start, above)]
+            else:
+                injected = self._segment(start, end, above)
             for index in range(start, end):
                 self._parameters(index, injected[index - start])
             bottom = injected[0]
+            if self.plans[start].skips:
+                skipping = bottom
             if start > 0:
-                above = dense.input_gradient(
-                    bottom, self.plans[start], self.tensors[start][0], reduced=self.reduced
-                )
+                above = self._below(start, bottom)
         return [self._input(bottom), *self.grads]
+
+    def _below(self, layer: int, injected: Tensor) -> Tensor:
+        """W^T dL/dJ, dL/dS of the layer before, flat (time, batch, N)."""
+        plan, weight = self.plans[layer], self.tensors[layer][0]
+        if plan.skips:
+            before = readout_parts(self.plans)[0]
+            plan, weight = before.plan, before.weight(weight)
+        return dense.input_gradient(injected, plan, weight, reduced=self.reduced)
+
+    def _add_skip(self, layer: int, injected: Tensor, grad_spikes: Tensor) -> None:
+        """Add to dL/dS of a layer what a readout's skip from it, with dL/dJ `injected`, brings."""
+        for part in readout_parts(self.plans)[1:]:
+            if part.layer == layer:
+                weight = part.weight(self.tensors[-1][0])
+                grad_spikes += dense.input_gradient(
+                    injected, part.plan, weight, reduced=self.reduced
+                )
+
+    def _pool(self, layer: int, grad_pooled: Tensor | None) -> Tensor:
+        """dL/dS of the sources of a "max_pool" layer, flat (time, batch, N)."""
+        call, link = self.call, self.plans[layer].feedforward
+        assert link is not None
+        steps, batch = call.shapes.n_steps, call.shapes.batch
+        grad_spikes = call.empty((steps, batch, math.prod(link.in_shape)))
+        if grad_pooled is None:
+            return grad_spikes.zero_()
+        words = self._spikes_into(layer)
+        assert words is not None
+        call.kernels.pool_gradient(
+            call.plan, layer, words=words.data_ptr(), grad_pooled=grad_pooled.data_ptr(),
+            n_steps=steps, batch=batch, is_double=call.is_double,
+            grad_spikes=grad_spikes.data_ptr(), stream=call.stream,
+        )  # fmt: skip
+        return grad_spikes
+
+    def _emitted(self, layer: int) -> Tensor:
+        """Words of the spikes that leave a layer."""
+        return emitted_words(self.saved.words[layer], self.plans[layer])
+
+    def _spikes_into(self, layer: int) -> Tensor | None:
+        """Words of the spikes that drove a layer; None when numbers did."""
+        return self._emitted(layer - 1) if layer else self.saved.spikes_into(0, self.input)
 
     def _segment(self, start: int, end: int, above: Tensor | None) -> list[Tensor]:
         """dL/dJ of the layers of one launch, each flat (time, batch, N)."""
@@ -87,11 +144,45 @@ class Backward:
             )  # fmt: skip
         return injected
 
-    def _pointers(self, index: int, injected: Tensor, alive: list[Tensor]) -> Any:
+    def _dale(self, index: int, above: Tensor | None) -> Tensor:
+        """dL/dJ of a layer with inhibition, flat, and the gradient of its inhibitory weight.
+
+        `above` is dL/dS of its excitatory neurons.
+        """
+        call, plan = self.call, self.plans[index]
+        own = plan.inhibitory_weight_shape
+        assert own is not None
+        steps, batch = call.shapes.n_steps, call.shapes.batch
+        injected = call.empty((steps, batch, call.shapes.neurons(plan)))
+        needed = self.needs[index][INHIBITORY_WEIGHT]
+        inhibitory = torch.empty_like(injected) if needed else None  # dL/dK
+        alive: list[Tensor] = []
+        p = self._pointers(index, injected, alive, call.kernels.DaleBackwardLayer())
+        alive.append(packed(self.tensors[index][INHIBITORY_WEIGHT], own, BACKWARD_ORDER))
+        p.inhibitory_weight = address(alive[-1])
+        p.grad_spikes, p.grad_inhibitory_injected = address(above), address(inhibitory)
+        given = self.grad_layers[GRADS_PER_LAYER * index :][:GRADS_PER_LAYER]
+        p.grad_inhibitory, p.grad_pending_inhibitory = map(address, given[4:])
+        states = self.grads[TENSORS_PER_LAYER * index :][FIRST_STATE + 3 : TENSORS_PER_LAYER]
+        p.grad_inhibitory0, p.grad_pending_inhibitory0 = map(address, states)
+        call.kernels.dale_backward(
+            call.plan, index, p, shared_bytes=call.shared_bytes, **call.common()
+        )
+        if inhibitory is not None:
+            words = inhibitory_words(self.saved.words[index], plan)
+            grad = self._events((call.plan, index, "inhibitory"), words, inhibitory, own)
+            at = TENSORS_PER_LAYER * index + INHIBITORY_WEIGHT
+            self.grads[at] = grad.reshape(self.grads[at].shape).contiguous()
+        return injected
+
+    def _pointers(
+        self, index: int, injected: Tensor, alive: list[Tensor], layer: Any = None
+    ) -> Any:
+        """Addresses of a layer's tensors, in `layer` where one is given."""
         plan = self.plans[index]
         weight, _, recurrent_weight = self.tensors[index][:3]
-        p = self.call.kernels.BackwardLayer()
-        if plan.feedforward is not None:
+        p = layer or self.call.kernels.BackwardLayer()
+        if plan.feedforward is not None and not stands_alone(plan):
             alive.append(packed(weight, plan.feedforward.weight_shape, BACKWARD_ORDER))
             p.weight = address(alive[-1])
         if plan.recurrent_weight_shape is not None:
@@ -109,18 +200,20 @@ class Backward:
 
     def _parameters(self, index: int, injected: Tensor) -> None:
         """Gradients of weight, bias and recurrent weight from dL/dJ."""
-        plan = self.plans[index]
+        call, plan = self.call, self.plans[index]
         at = TENSORS_PER_LAYER * index
         needs_weight, needs_bias, needs_recurrent = self.needs[index][:3]
         if needs_weight:
             assert plan.feedforward is not None
             shape = self.grads[at].shape
-            words = self.saved.spikes_into(index, self.input)
-            if words is None:
+            words = self._spikes_into(index)
+            if plan.skips:
+                grad = self._readout_weight(injected)
+            elif words is None:
                 grad = dense.weight_gradient(injected, self.input, plan, reduced=self.reduced)
             else:
                 view = plan.feedforward.weight_shape
-                grad = self._events(index, False, words, injected, view)
+                grad = self._events((call.plan, index, "input"), words, injected, view)
             self.grads[at] = grad.reshape(shape).contiguous()
         if needs_bias:
             channels = plan.shape[0]
@@ -128,13 +221,24 @@ class Backward:
         if needs_recurrent:
             own = plan.recurrent_weight_shape
             assert own is not None
-            grad = self._events(index, True, self.saved.words[index], injected, own)
+            words = self._emitted(index)
+            grad = self._events((call.plan, index, "layer"), words, injected, own)
             self.grads[at + 2] = grad.reshape(self.grads[at + 2].shape).contiguous()
+
+    def _readout_weight(self, injected: Tensor) -> Tensor:
+        """Gradient of the weight of a readout with skips, a block of columns for each source."""
+        blocks = []
+        for part in readout_parts(self.plans):
+            link = part.plan.feedforward
+            assert link is not None
+            synapses = (part.kernel_plan(self.call), 0, "input")
+            words = self._emitted(part.layer)
+            blocks.append(self._events(synapses, words, injected, link.weight_shape).flatten(1))
+        return torch.cat(blocks, 1)
 
     def _events(
         self,
-        index: int,
-        recurrent: bool,
+        synapses: tuple[Any, int, str],  # plan, layer in it, sources of the synapses
         words: Tensor,
         injected: Tensor,
         view: tuple[int, int, int, int],
@@ -143,11 +247,11 @@ class Backward:
         call = self.call
         steps, batch = call.shapes.n_steps, call.shapes.batch
         out_channels, in_channels, height, width = view
-        splits = call.kernels.weight_gradient_splits(call.plan, index, recurrent, steps, batch)
+        splits = call.kernels.weight_gradient_splits(*synapses, steps, batch)
         packed = (height, width, in_channels, out_channels)
         grad, partials = call.empty(packed), call.empty((splits, *packed))
         call.kernels.weight_gradient(
-            call.plan, index, recurrent, words=words.data_ptr(),
+            *synapses, words=words.data_ptr(),
             grad_injected=injected.data_ptr(), n_steps=steps, batch=batch,
             is_double=call.is_double, partials=partials.data_ptr(), grad=grad.data_ptr(),
             stream=call.stream,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastlif.ops import dense
 from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, packed
+from fastlif.ops.cuda.sources import emitted_words, readout_current
 from fastlif.ops.layout import (
     FIRST_STATE,
     TENSORS_PER_LAYER,
@@ -17,7 +18,7 @@ from fastlif.ops.layout import (
     StackOutputs,
     kept_dtype,
 )
-from fastlif.ops.plan import LayerPlan
+from fastlif.ops.plan import EMITS_SPIKES, LayerPlan
 
 
 def pack(input: Tensor, call: Call) -> tuple[Tensor, bool]:
@@ -59,22 +60,33 @@ def run(call: Call, input: Tensor, tensors: list[Tensor], keep: bool) -> StackOu
     output = call.empty(shapes.output)
     best_step = call.empty(shapes.best_step, torch.int32)
     segments = call.segments("forward")
-    ends = {last - 1 for _, last in segments}  # their spikes leave the launch
+    # Their spikes leave the launch.
+    ends = {last - 1 for _, last in segments} | set(plans[-1].skips)
     layers = [_outputs(call, plan, keep, keep or index in ends) for index, plan in enumerate(plans)]
     spikes = words
     for start, end in segments:
         alive: list[Tensor] = []  # until they are queued
+        if plans[start].kind == "max_pool":
+            _pool(call, start, spikes, layers[start].words)
+            spikes = layers[start].words
+            continue
+        if plans[start].skips:
+            own = tensors[TENSORS_PER_LAYER * start :]
+            skipped = [emitted_words(layers[i].words, plans[i]) for i in plans[start].skips]
+            injected = readout_current(call, [spikes, *skipped], own[0], own[1])
         pointers = [
             _pointers(call, plans[i], tensors[TENSORS_PER_LAYER * i :], layers[i], alive)
             for i in range(start, end)
         ]
-        if end == len(plans) and plans[-1].kind != "lif":
+        if end == len(plans) and plans[-1].kind not in EMITS_SPIKES:
             pointers[-1].output, pointers[-1].best_step = output.data_ptr(), address(best_step)
-        _launch(call, (start, end), pointers, injected if start == 0 else None, spikes)
-        spikes = layers[end - 1].words
-    if plans[-1].kind == "lif":
+        _launch(call, (start, end), pointers, injected, spikes)
+        injected = None
+        spikes = emitted_words(layers[end - 1].words, plans[end - 1])
+    if plans[-1].kind in EMITS_SPIKES:
+        shape = plans[-1].emitted_shape
         call.kernels.unpack_words(
-            spikes.data_ptr(), n_steps=shapes.n_steps, batch=shapes.batch, shape=plans[-1].shape,
+            spikes.data_ptr(), n_steps=shapes.n_steps, batch=shapes.batch, shape=shape,
             dense=output.data_ptr(), is_double=call.is_double, stream=call.stream,
         )  # fmt: skip
     # What is handed out must not depend on the values of the input, and not be the input itself.
@@ -115,6 +127,12 @@ def _launch(
     else:
         pointers[0].injected, pointers[0].weight, pointers[0].bias = injected.data_ptr(), 0, 0
     plan = call.shapes.plans[segment[0]]
+    if plan.inhibition is not None:
+        call.kernels.dale_forward(
+            call.plan, segment[0], pointers[0], input_masks=address(masks),
+            shared_bytes=call.shared_bytes, **call.common(),
+        )  # fmt: skip
+        return
     alone = segment[1] - segment[0] == 1 and plan.kind == "lif" and plan.recurrent_kernel is None
     if alone and injected is not None:
         call.kernels.scan_forward(call.plan, segment[0], pointers[0], **call.common())
@@ -125,19 +143,31 @@ def _launch(
         )  # fmt: skip
 
 
+def _pool(call: Call, layer: int, words: Tensor, pooled: Tensor) -> None:
+    """Words of a "max_pool" layer from those of its sources."""
+    call.kernels.pool_words(
+        call.plan, layer, words=words.data_ptr(), n_steps=call.shapes.n_steps,
+        batch=call.shapes.batch, pooled=pooled.data_ptr(), stream=call.stream,
+    )  # fmt: skip
+
+
 def _pointers(
     call: Call, plan: LayerPlan, tensors: Sequence[Tensor], out: LayerOutputs, alive: list[Tensor]
 ) -> Any:
-    weight, bias, recurrent_weight = tensors[:3]
-    membrane, current, pending = tensors[FIRST_STATE : FIRST_STATE + 3]
+    weight, bias, recurrent_weight, inhibitory_weight = tensors[:FIRST_STATE]
+    states = tensors[FIRST_STATE:TENSORS_PER_LAYER]
     p = call.kernels.ForwardLayer()
-    if plan.feedforward is not None:
+    if plan.feedforward is not None and not plan.skips:
         weight = packed(weight, plan.feedforward.weight_shape, FORWARD_ORDER)
     if plan.recurrent_weight_shape is not None:
         recurrent_weight = packed(recurrent_weight, plan.recurrent_weight_shape, FORWARD_ORDER)
-    alive += [weight, recurrent_weight]
+    if plan.inhibitory_weight_shape is not None:
+        own = plan.inhibitory_weight_shape
+        inhibitory_weight = packed(inhibitory_weight, own, FORWARD_ORDER)
+    alive += [weight, recurrent_weight, inhibitory_weight]
     p.weight, p.bias, p.recurrent_weight = map(address, (weight, bias, recurrent_weight))
-    p.membrane0, p.current0, p.pending0 = map(address, (membrane, current, pending))
+    p.inhibitory_weight = address(inhibitory_weight)
+    p.membrane0, p.current0, p.pending0, p.inhibitory0, p.pending_inhibitory0 = map(address, states)
     p.kept, p.words, p.counts = map(address, out[:3])
-    p.membrane, p.current, p.pending = map(address, out[3:6])
+    p.membrane, p.current, p.pending, p.inhibitory, p.pending_inhibitory = map(address, out[3:])
     return p

@@ -1,0 +1,108 @@
+"""What a layer's synapses read: emitted spikes as words, and the parts of a readout with skips.
+
+The current of a readout with skips is a sum of products, one for the layer before it and one for
+each skip; each is that of a layer of kind "current", so that the kernels for these serve it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, kernel_plan, packed
+from fastlif.ops.plan import LayerPlan, dense_connection, encode
+from fastlif.ops.remember import remembered
+from fastlif.spikes import n_words
+
+STEPS_OF_A_BLOCK = 8  # of a product, whose steps are as independent as samples
+
+
+def stands_alone(plan: LayerPlan) -> bool:
+    """Whether no other layer shares a launch with this one (csrc/cuda/launch.h)."""
+    return plan.kind == "max_pool" or plan.inhibition is not None or bool(plan.skips)
+
+
+def channel_words(words: Tensor, plan: LayerPlan, channels: slice) -> Tensor:
+    """Words (words, batch, neurons) of some channels of a layer alone."""
+    by_channel = words.unflatten(-1, (-1, plan.shape[0]))
+    return by_channel[..., channels].flatten(2).contiguous()
+
+
+def emitted_words(words: Tensor, plan: LayerPlan) -> Tensor:
+    """Of the spikes of a layer those that leave it."""
+    if plan.inhibition is None:
+        return words
+    return channel_words(words, plan, slice(0, plan.emitted_features[0]))
+
+
+def inhibitory_words(words: Tensor, plan: LayerPlan) -> Tensor:
+    """Of the spikes of a layer those of its inhibitory neurons."""
+    return channel_words(words, plan, slice(plan.emitted_features[0], None))
+
+
+class Part(NamedTuple):
+    """One source of a readout with skips."""
+
+    layer: int  # that emits the spikes
+    plan: LayerPlan  # from it to the readout, of kind "current"
+    first_column: int  # of the readout's weight
+    end_column: int
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """Its columns of the readout's weight, (classes, n)."""
+        return weight[:, self.first_column : self.end_column]
+
+    def kernel_plan(self, call: Call) -> Any:
+        """Its plan as the kernels' own tables."""
+        return kernel_plan(call.kernels, *encode((self.plan,)))
+
+
+@remembered
+def readout_parts(plans: tuple[LayerPlan, ...]) -> tuple[Part, ...]:
+    """The sources of the last layer: the layer before it, then its skips."""
+    readout = plans[-1]
+    parts, column = [], 0
+    for layer in (len(plans) - 2, *readout.skips):
+        link = dense_connection(plans[layer].emitted_features, readout.shape[0])
+        plan = LayerPlan("current", (readout.shape[0],), link)
+        n_sources = link.fan_in
+        parts.append(Part(layer, plan, column, column + n_sources))
+        column += n_sources
+    return tuple(parts)
+
+
+def readout_current(call: Call, words: list[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+    """J of a readout with skips, flat (time, batch, classes), from the words of its sources."""
+    total: Tensor | None = None
+    for part, source in zip(readout_parts(call.shapes.plans), words, strict=True):
+        own_bias = bias if total is None else None
+        current = _product(call, part, source, weight, own_bias)
+        total = current if total is None else total.add_(current)
+    assert total is not None
+    return total
+
+
+def _product(call: Call, part: Part, words: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """W S + b of one source."""
+    link = part.plan.feedforward
+    assert link is not None
+    steps, batch = call.shapes.n_steps, call.shapes.batch
+    # Steps t, t + 1, ... of one block are k apart in time: (t, j) of (steps / k, k) as a sample j.
+    together = -(-steps // STEPS_OF_A_BLOCK)
+    rows = -(-steps // together)
+    masks = call.empty((rows * together, batch, n_words(words.shape[2])), torch.int32)
+    masks[steps:] = 0
+    call.masks(words, masks)
+    current = call.empty((rows * together, batch, part.plan.features[0]))
+    pointers = call.kernels.ForwardLayer()
+    order = packed(part.weight(weight), link.weight_shape, FORWARD_ORDER)
+    pointers.weight, pointers.bias = address(order), address(bias)
+    pointers.output = current.data_ptr()
+    sizes = call.common() | {"n_steps": rows, "batch": together * batch}
+    call.kernels.stack_forward(
+        part.kernel_plan(call), (0, 1), input_masks=masks.data_ptr(), layers=[pointers],
+        shared_bytes=call.shared_bytes, **sizes,
+    )  # fmt: skip
+    return current[:steps]
