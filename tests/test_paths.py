@@ -189,18 +189,6 @@ def test_skips(plans):
     check(stack_of(plans, n_steps=70, batch=19))
 
 
-def test_a_window_of_nothing_is_silent():
-    """A dilation so wide that some windows lie in the padding alone."""
-    plans = chain(lambda f: conv(f, 3), lambda f: pool(f, (2,), (1,), (1,), (4,)), features=(2, 3))
-    stack = stack_of(plans)
-    tensors = layer_tensors(stack, torch.float32, torch.float32, state=False)
-    input = stack.input.float().requires_grad_()
-    output = ops.stack(input, plans, tensors).output
-    output.sum().backward()
-    assert output.shape[-1] == 1 and output.sum() == 0
-    assert input.grad.abs().sum() == 0
-
-
 @pytest.mark.parametrize("wanted", ["input", "0.weight", "2.weight", "3.weight", "3.bias"])
 def test_gradients_of_some_tensors_only(wanted):
     plans = chain(

@@ -107,7 +107,7 @@ def test_connections_that_do_not_fit_are_refused(arguments, message):
         ({"recurrent_kernel": (1, 4)}, r"recurrent_kernel must be odd .* got \(1, 4\)"),
         ({"recurrent_kernel": (3, 3)}, "recurrent_kernel must be 1 along"),
         ({"recurrent_kernel": (0, 1)}, "recurrent_kernel must be 2 integers >= 1"),
-        ({"kind": "readout_max"}, "only a 'lif' layer can be recurrent"),
+        ({"kind": "readout_max"}, "only a 'lif' layer can have recurrent_kernel"),
         (
             {"kind": "current", "recurrent_kernel": None, "feedforward": None},
             "'current' needs a feedforward connection",
@@ -146,7 +146,7 @@ def test_encode_lists_the_documented_numbers():
     assert ints[1:6] == (0, 3, 5, 4, 7)
     assert ints[6:18] == (1, 3, 9, 8, 3, 2, 2, 1, 0, 1, 1, 3)
     assert ints[18:24] == (1, 3, 5, 0, 0, 0) and set(ints[24:]) == {0}
-    assert floats == (math.exp(-0.1), math.exp(-0.2), 0.7, 11.0, 3.5)
+    assert floats == (math.exp(-0.1), math.exp(-0.2), 0.7, 11.0, 3.5, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_decode_gives_back_every_kind_exactly():
@@ -159,7 +159,7 @@ def test_decode_gives_back_every_kind_exactly():
     ]
     for plans in stacks:
         assert decode(*encode(plans)) == tuple(plans)
-    with pytest.raises(ValueError, match="1 layers need 29 ints and 5 floats, got 29 and 4"):
+    with pytest.raises(ValueError, match="1 layers need 29 ints and 9 floats, got 29 and 4"):
         decode((1,) + (0,) * 28, (0.0,) * 4)
 
 

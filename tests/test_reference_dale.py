@@ -127,6 +127,9 @@ def test_what_cannot_be_is_refused():
         LayerPlan("max_pool", (9,), link)
     with pytest.raises(ValueError, match="padding of max_pool must be at most half the kernel"):
         LayerPlan("max_pool", (4, 3, 3), Connection((4, 1, 1), (4, 3, 3), (1, 1), padding=(1, 1)))
+    empty = Connection((4, 1, 3), (4, 1, 1), (1, 2), padding=(0, 1), dilation=(1, 4))
+    with pytest.raises(ValueError, match="max_pool must have a source in every window"):
+        LayerPlan("max_pool", (4, 1), empty)
     with pytest.raises(ValueError, match="only a readout with synapses can have skips"):
         LayerPlan("lif", (9,), link, skips=(0,))
     with pytest.raises(ValueError, match="skips must be ascending layer numbers"):

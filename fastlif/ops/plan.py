@@ -309,6 +309,17 @@ class LayerPlan:
                 f"padding of max_pool must be at most half the kernel {link.kernel}, "
                 f"got {link.padding}"
             )
+        for size, out, k, stride, padding, dilation in zip(
+            link.in_shape[1:], link.out_shape[1:], link.kernel, link.stride, link.padding,
+            link.dilation, strict=True,
+        ):  # fmt: skip
+            for first in (n * stride - padding for n in range(out)):
+                if not any(0 <= first + tap * dilation < size for tap in range(k)):
+                    raise ValueError(
+                        f"max_pool must have a source in every window, got kernel {link.kernel} "
+                        f"with dilation {link.dilation} and padding {link.padding} on input "
+                        f"{link.in_shape[1:]}"
+                    )
 
     def _check_recurrence(self, name: str, kernel: tuple[int, int]) -> None:
         if self.kind != "lif":
