@@ -201,40 +201,86 @@ def _membranes(
     spiking: bool,
 ) -> Iterator[Tensor]:
     """Membranes of one layer, (time, batch, *features), slice of time by slice of time."""
-    # With every excitatory current known beforehand, no synapse is left to step through but
-    # inhibition, whose current has a decay of its own.
-    membrane_plan = replace(plan, feedforward=None)
-    hears_itself = spiking or own_spikes is not None
-    state = LIFState()
+    run = _Spiking(plan, tensors) if spiking else _Free(plan, layer.backend)
+    n_excitatory = plan.emitted_features[0]
     n_slice = max(1, SLICE_NUMBERS // (signal.shape[1] * math.prod(plan.features)))
     for start in range(0, len(signal), n_slice):
         part = slice(start, start + n_slice)
-        current, replay = signal[part], None
+        current, inhibitory = signal[part], None
         if plan.feedforward is not None:
             weights = LayerTensors(tensors.weight, tensors.bias)
             current = _current(layer, plan.features, plan.feedforward, weights, current)
         if own_spikes is not None:
-            excitatory = own_spikes[part, :, : plan.emitted_features[0]]
-            if tensors.recurrent_weight is not None:
+            own = own_spikes[part]
+            if plan.recurrent_kernel is not None:
+                link = _link(plan, plan.emitted_features[0], plan.recurrent_kernel)
                 weights = LayerTensors(tensors.recurrent_weight)
-                link = _recurrent_link(plan)
+                excitatory = own[:, :, :n_excitatory]
                 current = current + _current(layer, plan.features, link, weights, excitatory)
-            replay = [own_spikes[part]]
-        trace = stack_trace(
-            current,
-            [membrane_plan],
-            [
-                LayerTensors(
-                    recurrent_weight=tensors.recurrent_weight if spiking else None,
-                    state=state,
-                    inhibitory_weight=tensors.inhibitory_weight if hears_itself else None,
-                )
-            ],
-            replay_spikes=replay,
-            spiking=spiking,
+            if plan.inhibition is not None:
+                link = _link(plan, plan.inhibition.channels, plan.inhibition.kernel)
+                weights = LayerTensors(tensors.inhibitory_weight)
+                inhibitory = _current(layer, plan.features, link, weights, own[:, :, n_excitatory:])
+        yield run(current, inhibitory)
+
+
+class _Spiking:
+    """Membranes of neurons that spike and hear each other, slice by slice of their current."""
+
+    def __init__(self, plan: LayerPlan, tensors: LayerTensors) -> None:
+        self.plan = replace(plan, feedforward=None)
+        self.tensors = tensors._replace(weight=None, bias=None, state=LIFState())
+
+    def __call__(self, current: Tensor, inhibitory: Tensor | None) -> Tensor:
+        trace = stack_trace(current, [self.plan], [self.tensors])
+        self.tensors = self.tensors._replace(state=trace.result.states[0])
+        return trace.membranes[0]
+
+
+class _Free:
+    """Membranes without threshold and reset, slice by slice of their currents.
+
+    They are linear in the currents: those of a readout driven by the excitatory current less those
+    of one driven by the inhibitory current, with the decays of each population.
+    """
+
+    def __init__(self, plan: LayerPlan, backend: str | None) -> None:
+        self.delay = plan.delay
+        self.backend = backend
+        self.states: dict[tuple[int, bool], LIFState] = {}
+        own, n = plan.inhibition, plan.emitted_features[0]
+        # Channels, decays of the membrane, of excitatory and of inhibitory currents.
+        self.populations = [
+            (slice(n), plan.decay_mem, plan.decay_syn, own.decay_syn if own else 0.0)
+        ]
+        if own is not None:
+            decays = (own.neuron_decay_mem, own.neuron_decay_syn, own.neuron_decay_inhibitory)
+            self.populations.append((slice(n, None), *decays))
+
+    def __call__(self, current: Tensor, inhibitory: Tensor | None) -> Tensor:
+        membranes = []
+        for index, (channels, mem, syn, inhibitory_syn) in enumerate(self.populations):
+            membrane = self._integrate((index, False), current[:, :, channels], mem, syn)
+            if inhibitory is not None:
+                key, part = (index, True), inhibitory[:, :, channels]
+                membrane = membrane - self._integrate(key, part, mem, inhibitory_syn)
+            membranes.append(membrane)
+        return torch.cat(membranes, dim=2)
+
+    def _integrate(
+        self, key: tuple[int, bool], current: Tensor, decay_mem: float, decay_syn: float
+    ) -> Tensor:
+        unit = LayerPlan(
+            "readout_trace",
+            tuple(current.shape[2:]),
+            decay_mem=decay_mem,
+            decay_syn=decay_syn,
+            delay=self.delay,
         )
-        state = trace.result.states[0]
-        yield trace.membranes[0]
+        tensors = LayerTensors(state=self.states.get(key))
+        result = ops.stack(current.contiguous(), [unit], [tensors], backend=self.backend)
+        self.states[key] = result.states[0]
+        return result.output
 
 
 def _inhibitory_rate(
@@ -261,12 +307,11 @@ def _current(
     return ops.stack(spikes, [synapse], [weights], backend=layer.backend).output
 
 
-def _recurrent_link(plan: LayerPlan) -> Connection:
-    """The layer's connection from its emitting neurons to all: stride 1, "same" padding."""
-    height, width = plan.recurrent_kernel or (1, 1)
-    return Connection(
-        plan.emitted_shape, plan.shape, kernel=(height, width), padding=(height // 2, width // 2)
-    )
+def _link(plan: LayerPlan, in_channels: int, kernel: tuple[int, int]) -> Connection:
+    """A connection from some of the layer's own channels to all: stride 1, "same" padding."""
+    height, width = kernel
+    in_shape = (in_channels, *plan.shape[1:])
+    return Connection(in_shape, plan.shape, kernel=kernel, padding=(height // 2, width // 2))
 
 
 def _per_layer_recurrent(
