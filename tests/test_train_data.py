@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastlif.data import EventRecordings, ImageDataset, Subset
 from fastlif.train import default_config, load_task
-from tests.tiny_tasks import backend_of, tiny_config, tiny_task
+from tests.tiny_tasks import tiny_config, tiny_task
 from tests.training import run_train, write_events
 
 
@@ -155,8 +155,7 @@ def test_command_line_trains_on_planes(
 ) -> None:
     write(tmp_path / "data", 8, 2)  # type: ignore[operator]
     command = (name, "--data", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1)
-    backend = ("--backend", "reference") if backend_of(name) else ()
-    result = run_train(*command, *options, *backend, "--batch-size", 4, "--threads", 1)
+    result = run_train(*command, *options, "--batch-size", 4, "--threads", 1)
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "run" / "result.json").read_text())
     assert content["data"]["n_train"] == 7

@@ -34,11 +34,6 @@ def features_of(name: str) -> tuple[int, ...]:
     return FEATURES.get(name, (30,))
 
 
-def backend_of(name: str) -> str | None:
-    """The kernels of the CPU where they can run a preset."""
-    return None if preset(name).pool_after is None else "reference"
-
-
 def spikes_of_classes(n_samples: int, features: tuple[int, ...], seed: int) -> PackedDataset:
     """The units of a class fire at 100 Hz, the others at 25 Hz."""
     generator = torch.Generator().manual_seed(seed)
@@ -102,8 +97,7 @@ def tiny_task(name: str, *, recordings: bool = False) -> Task:
 def tiny_config(name: str, **changes: Any) -> TrainConfig:
     """The preset's settings on batches of six."""
     optimizer = changes.pop("optimizer", "smorms3")
-    usual = {"epochs": 3, "batch_size": 6, "backend": backend_of(name)}
-    return replace(default_config(name, optimizer), **usual | changes)
+    return replace(default_config(name, optimizer), **{"epochs": 3, "batch_size": 6} | changes)
 
 
 def run_tiny(
