@@ -118,6 +118,23 @@ def test_network_fires_and_scores(name: str, skip: bool) -> None:
     assert bool(output.isfinite().all()) and output.std() > 0
 
 
+def test_pooling_follows_every_second_layer() -> None:
+    names = [name for name, _ in build("cifar-conv4").named_children()]
+    assert names == [
+        "encoder",
+        "hidden1",
+        "hidden2",
+        "pool2",
+        "hidden3",
+        "hidden4",
+        "pool4",
+        "readout",
+    ]
+    pooled = [name for name, _ in build("dvs-conv8").named_children() if name.startswith("pool")]
+    assert pooled == ["pool2", "pool4", "pool6", "pool8"]
+    assert not any("pool" in name for name, _ in build("shd-conv3").named_children())
+
+
 def test_rescaled_surrogate_reaches_every_spiking_layer() -> None:
     for name in ("shd-conv3", "shd-dalian", "cifar-conv4"):
         model = build(name, rescale_surrogate=True)

@@ -15,7 +15,7 @@ from fastlif.init import ActivityWarning, fluctuation_driven_, readout_
 from fastlif.losses import lower_bound, max_over_time_cross_entropy, upper_bound
 from fastlif.models import PRESETS, Regularization, build, preset
 from fastlif.optim import SMORMS3
-from fastlif.train import default_config, initialize
+from fastlif.train import EpochRecord, Scores, default_config, initialize
 from fastlif.train.batches import epoch_batches, epoch_generator
 from fastlif.train.checkpoint import load_checkpoint
 from fastlif.train.run import Run
@@ -179,7 +179,8 @@ def test_recordings_are_varied_anew_in_every_epoch(tmp_path: Path) -> None:
         seen.append((inputs.words.clone(), targets.clone()))
 
     run._step_for = lambda epoch: watch  # type: ignore[assignment,return-value]
-    run.meter.scores = lambda: tiny_scores()  # type: ignore[method-assign]
+    finite = Scores(loss=1.0, accuracy=0.0, penalty=0.0, firing_rates=(1.0,))
+    run.meter.scores = lambda: finite  # type: ignore[method-assign]
     for epoch in (1, 2, 1):
         run.train_epoch(epoch, None)
     first, other, again = seen[:2], seen[2:4], seen[4:]
@@ -189,12 +190,6 @@ def test_recordings_are_varied_anew_in_every_epoch(tmp_path: Path) -> None:
     assert totals[0] != totals[1]
     both = [run.evaluate(run.validation_set) for _ in range(2)]
     assert both[0] == both[1]  # not varied
-
-
-def tiny_scores():
-    from fastlif.train import Scores
-
-    return Scores(loss=1.0, accuracy=0.0, penalty=0.0, firing_rates=(1.0,))
 
 
 class TestPriming:
@@ -229,6 +224,15 @@ class TestPriming:
         assert result.epochs == 5 and result.best_epoch >= 3
         content = json.loads((tmp_path / "result.json").read_text())
         assert content["settings"]["priming_epochs"] == 2
+
+    def test_no_epoch_of_it_is_the_best(self, tmp_path: Path) -> None:
+        config = tiny_config("shd-dense", priming_epochs=1)
+        run = Run(config, tiny_task("shd-dense"), tmp_path, resume=False)
+        for epoch, accuracy, best_epoch in ((1, 1.0, 0), (2, 0.0, 2)):
+            scores = Scores(loss=1.0, accuracy=accuracy, penalty=0.0, firing_rates=(5.0,))
+            record = EpochRecord(epoch, run.phase(epoch), ("hidden1",), scores, scores, 1.0)
+            assert run.finish_epoch(record) is (best_epoch == epoch)
+            assert run.best_epoch == best_epoch
 
 
 def test_homeostasis_wakes_a_silent_network(tmp_path: Path) -> None:
