@@ -29,6 +29,10 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "scan_backward_kernel": (80, 128),
     "stack_forward_kernel": (64, 128),
     "stack_backward_kernel": (128, 128),
+    "dale_forward_kernel": (64, 128),
+    "dale_backward_kernel": (128, 128),
+    "pool_words_kernel": (64, 64),
+    "pool_gradient_kernel": (64, 64),
     "weight_gradient_kernel": (128, 255),
     "sum_splits_kernel": (64, 64),
 }

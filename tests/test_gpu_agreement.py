@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from fastlif import ops
 from fastlif.ops.cuda import call
-from fastlif.ops.plan import LayerPlan, LayerTensors, conv_connection, encode
+from fastlif.ops.plan import Inhibition, LayerPlan, LayerTensors, conv_connection, encode
 from fastlif.spikes import PackedSpikes
 
-from .cases import CONV, DENSE, Stack, build, layer_tensors, named_leaves
+from .cases import (
+    CONV,
+    DENSE,
+    INHIBITION,
+    POOLING,
+    SKIPS,
+    Stack,
+    build,
+    layer_tensors,
+    named_leaves,
+)
 from .compare import loss, relative, replay
 from .emulation import emulated_cuda, order_of_threads
 from .targets import HERE, Target, emulated
 
 CASES = [DENSE[3], DENSE[4], CONV[0], CONV[1], CONV[3]]
+DALIAN = [INHIBITION[1], INHIBITION[3]]
 GPU = [t for t in HERE if t.name in ("emulated", "cuda", "triton")]
 IDS = {"ids": lambda item: item.name}
 
@@ -41,20 +54,22 @@ def run(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CASES, **IDS)
+@pytest.mark.parametrize("case", [*CASES, *DALIAN], **IDS)
 @pytest.mark.parametrize("target", [t for t in GPU if t.name != "triton"], indirect=True, **IDS)
 def test_forward_is_bitwise_that_of_the_cpu(target, case, dtype):
-    stack = build(case, delay=1 if case is CONV[1] else 0)
+    stack = build(case, delay=1 if case in (CONV[1], INHIBITION[3]) else 0)
     ours, _ = run(stack, target, dtype)
     theirs, _ = run(stack, Target("cpu", "cpu"), dtype)
     assert theirs[1].sum() > 0
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("case", CASES[1:4], **IDS)
+@pytest.mark.parametrize("case", [*CASES[1:4], INHIBITION[3], SKIPS[2]], **IDS)
 @pytest.mark.parametrize("target", GPU, indirect=True, **IDS)
 def test_packed_and_dense_input_give_the_same_bits_every_time(target, case):
     stack = build(case)
+    if not target.runs(stack.plans):
+        pytest.skip("no kernels for all parts of this case")
     outputs, grads = run(stack, target)
     assert outputs[1].sum() > 0
     for packed in (False, True):
@@ -78,11 +93,14 @@ def test_small_shared_memory_splits_the_stack(target, case, monkeypatch):
         assert relative(split_grads[name], grad) < 1e-5
 
 
-@pytest.mark.parametrize("case", [DENSE[2], CONV[0], CONV[4]], **IDS)
+@pytest.mark.parametrize(
+    "case", [DENSE[2], CONV[0], CONV[4], INHIBITION[1], POOLING[3], SKIPS[1]], **IDS
+)
 def test_no_race_in_any_order_of_threads(case):
     """The emulation watches every access, and runs threads and blocks in other orders."""
     kernels = emulated_cuda(find_races=True)
-    stack = build(case, detach_reset=case is not CONV[0], delay=int(case is CONV[4]))
+    differentiated, delayed = case in (CONV[0], POOLING[3]), case in (CONV[4], INHIBITION[1])
+    stack = build(case, detach_reset=not differentiated, delay=int(delayed))
     target = Target("emulated", "cpu")
     found = []
     with emulated(kernels):
@@ -127,6 +145,50 @@ def test_what_is_accepted_can_be_launched(channels, monkeypatch):
             finally:
                 torch.set_float32_matmul_precision("highest")
     assert result.output.sum() > 0 and own.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 6), (12, 1, 1)], ids=str)
+def test_inhibition_that_is_accepted_can_be_launched(shape, monkeypatch):
+    """Likewise a layer with inhibition, which at the least reads its input from global memory."""
+    kernels = emulated_cuda()
+    channels, height, width = shape
+    side = (3, 3) if height > 1 else (1, 1)
+    link, features = conv_connection(
+        (7, height, width), channels, kernel=side, stride=(1, 1),
+        padding=(side[0] // 2, side[1] // 2), dilation=(1, 1),
+    )  # fmt: skip
+    own = Inhibition(2, side, 0.8, 0.9, 0.7, 0.85)
+    plan = LayerPlan("lif", features, link, side, decay_mem=0.9, decay_syn=0.8, inhibition=own)
+    code = kernels.Plan(*encode([plan]))
+
+    def fits(find: Callable[..., object], shared_bytes: int) -> bool:
+        try:
+            find(code, 1, shared_bytes)
+        except ValueError:
+            return False
+        return True
+
+    def smallest(find: Callable[..., object]) -> int:
+        return next(size for size in range(256, 65536, 16) if fits(find, size))
+
+    least = smallest(kernels.forward_segments)
+    assert least > smallest(kernels.backward_segments)
+    spikes = (torch.rand(40, 5, 7, height, width) < 0.3).float()
+    shapes = (channels, 7, *side), (channels, channels - 2, *side), (channels, 2, *side)
+    given = [8 * torch.rand(shape) / sum(shape) for shape in shapes]
+    found = []
+    for shared_bytes in (call.EMULATED_SHARED_BYTES, least):
+        monkeypatch.setattr(call, "EMULATED_SHARED_BYTES", shared_bytes)
+        weights = [weight.clone().requires_grad_() for weight in given]
+        tensors = [LayerTensors(weights[0], None, weights[1], None, weights[2])]
+        with emulated(kernels):
+            result = ops.stack(spikes, [plan], tensors, exact_membrane=True, backend="emulated")
+            (result.output.sum() + result.spike_counts[0].pow(2).sum()).backward()
+        assert result.spike_counts[0][:, -2:].sum() > 0  # inhibitory neurons too
+        found.append([result.output.detach(), *(weight.grad for weight in weights)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with pytest.raises(ValueError, match="bytes of shared memory"):
+        kernels.forward_segments(code, 1, least - 16)
 
 
 @pytest.mark.parametrize("case", CASES, **IDS)

@@ -72,7 +72,8 @@ struct DaleProblem {
       --product.item_bits;
     }
     link.weight = static_cast<const Real*>(weight);
-    link.y = axis(c.out.height, 1, c.padding_h, 1, c.kernel_h), link.x = axis(c.out.width, 1, c.padding_w, 1, c.kernel_w);
+    link.y = axis(c.out.height, 1, c.padding_h, 1, c.kernel_h);
+    link.x = axis(c.out.width, 1, c.padding_w, 1, c.kernel_w);
     link.in_channels = channels, link.out_channels = c.out.channels;
     link.part_channels = ceil_div(ceil_div(c.out.channels, product.parts), 4) * 4;
     link.columns = columns[population], link.pitch = pitch;

@@ -117,8 +117,8 @@ struct DaleWorker {
     a = b = p.bias ? __ldg(p.bias + neuron.at.channel) : Real(0);
     if (!p.layout.direct_input) return hear(p.from_input, 0, neuron.at, a, b);
     const uint32_t* masks = p.input_masks + (int64_t(m - 2) * p.batch + sample) * p.input_words;
-    gather_direct(p.from_input.geometry, masks, has_b ? masks + p.batch * p.input_words : nullptr, p.input_words, neuron.at,
-                  p.from_input.weight, a, b);
+    gather_direct(p.from_input.geometry, masks, has_b ? masks + p.batch * p.input_words : nullptr, p.input_words,
+                  neuron.at, p.from_input.weight, a, b);
   }
 
   // From (U[n-1], I[n-2], H[n-2]) to (U[n], I[n-1], H[n-1]) by J[n-2] and K[n-2], if there are such steps. Returns U[n]
@@ -247,8 +247,8 @@ int lay_out(const Layer& layer, bool staged, Layout& layout) {
 }
 
 template <class Real, class Kept>
-void launch_dale(const Layer& layer, const ForwardLayer& from, const uint32_t* input_masks, int64_t n_steps, int64_t batch,
-            int shared_bytes, cudaStream_t stream) {
+void launch_dale(const Layer& layer, const ForwardLayer& from, const uint32_t* input_masks, int64_t n_steps,
+                 int64_t batch, int shared_bytes, cudaStream_t stream) {
   DaleArguments<Real, Kept> to;
   static_assert(sizeof(to) <= 4096, "arguments of a kernel");
   to.groups = lay_out<Real>(layer, input_masks != nullptr, to.layout);

@@ -1,5 +1,5 @@
-// Max pooling of spikes: 32 steps at a time as bits of words, their gradient as numbers. A thread owns a neuron of one
-// word of steps; lanes lie along the channels, so that every access is coalesced.
+// Max pooling of spikes: 32 steps at a time as bits of words, their gradient as numbers. A thread owns a neuron at the
+// steps of one word, of the gradient at half of them; lanes lie along the channels, so that every access is coalesced.
 #include <string>
 
 #include "geometry.h"
@@ -9,6 +9,7 @@ namespace fastlif::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kSteps = 16;  // of the gradient, that a thread sums in registers; they lie in one word
 
 // A connection of windows, and the maps on both sides.
 struct Windows {
@@ -76,14 +77,14 @@ __global__ void __launch_bounds__(kThreads)
   if (neuron >= windows.in.neurons) return;
   const Place at = windows.in.place(neuron);
   const int64_t chunk = int64_t(blockIdx.x) / batch, sample = int64_t(blockIdx.x) % batch;
-  const int64_t left = n_steps - chunk * kWordSteps, row = chunk * kWordSteps * batch + sample;
-  const uint32_t exist = left < kWordSteps ? (1u << left) - 1u : 0xffffffffu;
-  const int32_t* const from = words + int64_t(blockIdx.x) * windows.in.neurons;
+  const int64_t first = chunk * kSteps, left = n_steps - first, row = first * batch + sample;
+  const uint32_t exist = (1u << (left < kSteps ? left : kSteps)) - 1u;
+  const int32_t* const from = words + (first / kWordSteps * batch + sample) * windows.in.neurons;
   const Real* const grads = grad_pooled + row * windows.out.neurons;
   const int64_t out_step = batch * windows.out.neurons, in_step = batch * windows.in.neurons;
-  Real sums[kWordSteps];
+  Real sums[kSteps];
 #pragma unroll
-  for (int q = 0; q < kWordSteps; ++q) sums[q] = Real(0);
+  for (int q = 0; q < kSteps; ++q) sums[q] = Real(0);
   // The windows that the neuron is in, in descending order.
 #pragma unroll 1
   for (int r = 0; r < windows.kernel_h; ++r) {
@@ -93,21 +94,22 @@ __global__ void __launch_bounds__(kThreads)
     for (int c = 0; c < windows.kernel_w; ++c) {
       const int from_x = at.x + windows.padding_w - c * windows.dilation_w, x = from_x / windows.stride_w;
       if (from_x < 0 || x * windows.stride_w != from_x || x >= windows.out_width) continue;
-      const uint32_t won = steps_won(windows, from, y, x, at.channel, r, c) & exist;
+      const uint32_t won = steps_won(windows, from, y, x, at.channel, r, c) >> first % kWordSteps & exist;
       const Real* const grad = grads + (y * windows.out_width + x) * windows.channels + at.channel;
 #pragma unroll
-      for (int q = 0; q < kWordSteps; ++q)
+      for (int q = 0; q < kSteps; ++q)
         if (won >> q & 1u) sums[q] += __ldg(grad + q * out_step);
     }
   }
   Real* const to = grad_spikes + row * windows.in.neurons + neuron;
 #pragma unroll
-  for (int q = 0; q < kWordSteps; ++q)
+  for (int q = 0; q < kSteps; ++q)
     if (exist >> q & 1u) to[q * in_step] = sums[q];
 }
 
-dim3 grid_of(int64_t n_steps, int64_t batch, int neurons) {
-  return dim3(unsigned((n_steps + kWordSteps - 1) / kWordSteps * batch), unsigned((neurons + kThreads - 1) / kThreads));
+// A thread for each neuron at `steps` steps.
+dim3 grid_of(int64_t n_steps, int steps, int64_t batch, int64_t neurons) {
+  return dim3(unsigned((n_steps + steps - 1) / steps * batch), unsigned((neurons + kThreads - 1) / kThreads));
 }
 
 std::string described(const char* kernel, const Connection& windows, int64_t n_steps, int64_t batch) {
@@ -125,8 +127,8 @@ void gradient(const Connection& windows, const int32_t* words, const void* grad_
               void* grad_spikes, cudaStream_t stream) {
   const std::string name = described("pool_gradient", windows, n_steps, batch);
   check_neurons(name, windows.in.size());
-  FASTLIF_LAUNCH(name, pool_gradient_kernel<Real>, grid_of(n_steps, batch, int(windows.in.size())), dim3(kThreads), 0,
-                 stream, words, static_cast<const Real*>(grad_pooled), Windows(windows), n_steps, batch,
+  FASTLIF_LAUNCH(name, pool_gradient_kernel<Real>, grid_of(n_steps, kSteps, batch, windows.in.size()), dim3(kThreads),
+                 0, stream, words, static_cast<const Real*>(grad_pooled), Windows(windows), n_steps, batch,
                  static_cast<Real*>(grad_spikes));
 }
 
@@ -136,8 +138,8 @@ void pool_words(const Connection& windows, const int32_t* words, int64_t n_steps
                 cudaStream_t stream) {
   const std::string name = described("pool_words", windows, n_steps, batch);
   check_neurons(name, windows.out.size());
-  FASTLIF_LAUNCH(name, pool_words_kernel, grid_of(n_steps, batch, int(windows.out.size())), dim3(kThreads), 0, stream,
-                 words, Windows(windows), pooled);
+  FASTLIF_LAUNCH(name, pool_words_kernel, grid_of(n_steps, kWordSteps, batch, windows.out.size()), dim3(kThreads), 0,
+                 stream, words, Windows(windows), pooled);
 }
 
 void pool_gradient(const Connection& windows, const int32_t* words, const void* grad_pooled, int64_t n_steps,

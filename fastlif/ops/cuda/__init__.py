@@ -1,7 +1,8 @@
 """The CUDA kernels: allocate, launch, return. What they compute is `fastlif.ops.reference`.
 
 A stack runs in segments of layers that share one launch (csrc/cuda/launch.h); between segments
-spikes travel as bits, gradients as numbers. Everything is queued on the current stream.
+spikes travel as bits, gradients as numbers. Max pooling, a readout with skips and a layer with
+inhibition are segments of their own. Everything is queued on the current stream.
 """
 
 from __future__ import annotations
