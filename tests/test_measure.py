@@ -56,6 +56,46 @@ def test_measure_is_the_statistics_of_the_reference(spiking, delay, monkeypatch)
 
 
 @pytest.mark.parametrize("spiking", [False, True])
+@pytest.mark.parametrize("delay", [0, 1])
+@pytest.mark.parametrize("recurrent_excitation", [False, True])
+def test_both_populations_of_a_dalian_layer_are_measured(
+    spiking, delay, recurrent_excitation, monkeypatch
+):
+    layer = layers.LIFDalianConv1d(
+        3,
+        4,
+        3,
+        inhibitory_channels=2,
+        recurrent_excitation=recurrent_excitation,
+        tau_mem=(20e-3, 15e-3),
+        tau_syn=(10e-3, 8e-3),
+        tau_inhibitory=(20e-3, 12e-3),
+        delay=delay,
+        dtype=torch.float64,
+    )
+    init.fluctuation_driven_(layer, rate=40.0, sigma_u=1.5, generator=generator())
+    input = poisson(40.0, (70, 5, 3, 8), 1).double()
+    own = None if spiking else poisson(40.0, (70, 5, 6, 6), 2).double()
+    plan, tensors = layer.plan((3, 8), 70), layer.tensors(None)
+    trace = stack_trace(
+        input, [plan], [tensors], replay_spikes=None if own is None else [own], spiking=spiking
+    )
+    spikes = stack_trace(input, [plan], [tensors]).spikes[0][9:]
+    for slice_numbers in (1 << 22, 300):
+        monkeypatch.setattr(measurement, "SLICE_NUMBERS", slice_numbers)
+        (result,) = init.measure(layer, input, spiking=spiking, recurrent_input=own, warmup=9)
+        for population, channels in ((result, slice(4)), (result.inhibitory, slice(4, None))):
+            membrane = trace.membranes[0][9:, :, channels].detach().numpy()
+            rate = spikes[:, :, channels].detach().mean().item() / DT
+            assert rate > 5.0
+            assert population.mu_u == pytest.approx(membrane.mean(), rel=1e-9)
+            sigma_u = math.sqrt(membrane.var(axis=0).mean())
+            assert population.sigma_u == pytest.approx(sigma_u, rel=1e-9)
+            assert population.firing_rate == pytest.approx(rate, rel=1e-9)
+        assert (result.n_neurons, result.inhibitory.n_neurons) == (24, 12)
+
+
+@pytest.mark.parametrize("spiking", [False, True])
 def test_deep_layers_are_measured_on_the_spikes_of_the_layers_below(spiking):
     model = small_model()
     init.fluctuation_driven_(model, rate=20.0, generator=generator())
