@@ -54,7 +54,7 @@ struct Connection {
   void build();  // fills the tables; halo must be set
 };
 
-enum class Kind : int8_t { lif = 0, readout_max = 1, readout_trace = 2, current = 3, max_pool = 4 };
+enum class Kind : int { lif = 0, readout_max = 1, readout_trace = 2, current = 3, max_pool = 4 };
 
 // Factors per step of one population of neurons.
 struct Decays {

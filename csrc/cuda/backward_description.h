@@ -30,7 +30,6 @@ struct DeviceLayer {
   // Offsets in shared memory, in numbers: dL/dJ at two steps (products.h); per neuron and sample dL/dU[n+1] and the
   // earlier of the two dL/dJ; dL/dcount or dL/dscore, -1 where there is none. The latter have planes of a few samples.
   int columns = 0, pitch = 0, state = 0, grad_counts = -1;
-  int last_chunk = 0;  // chunks, of 32 neurons of the samples of a plane, up to this layer's last
   BackwardLayer tensors;
 };
 
@@ -42,6 +41,7 @@ struct Parameters {
   int columns_end = 0;  // shared memory before it starts as zero
   bool half_kept = false;
   int8_t order[kMostLayers] = {};  // layers, most expensive products first
+  int last_chunk[kMostLayers] = {};  // chunks, of 32 neurons of the samples of a plane, up to that layer's last
   int last_task[kMostLayers] = {};  // warp tasks up to that layer's last, in this order
   DeviceLayer<Real> layers[kMostLayers];
 };
@@ -98,7 +98,7 @@ class Description {
       layer.pitch = pitch(shape);
       layer.columns = reserve(int64_t(shape.positions()) * layer.pitch * columns_);
       p.n_chunks += samples / together(samples) * ceil_div(shape.size(), 32);
-      layer.last_chunk = p.n_chunks;
+      p.last_chunk[l] = p.n_chunks;
     }
     p.columns_end = int(std::min<int64_t>(shared_numbers, INT32_MAX));
     for (int l = 0; l < p.n_layers; ++l) {

@@ -100,8 +100,8 @@ template <class Real, class Visit>
 __device__ __forceinline__ void for_each_layer(const Parameters<Real>& p, const Visit& visit) {
   const int warp = int(threadIdx.x / 32), warps = int(blockDim.x / 32);
   const int begin = p.n_chunks * warp / warps, end = p.n_chunks * (warp + 1) / warps;
-  for (int l = 0, first = 0; first < end; first = p.layers[l++].last_chunk) {
-    const int low = begin > first ? begin : first, high = end < p.layers[l].last_chunk ? end : p.layers[l].last_chunk;
+  for (int l = 0, first = 0; first < end; first = p.last_chunk[l++]) {
+    const int low = begin > first ? begin : first, high = end < p.last_chunk[l] ? end : p.last_chunk[l];
     if (low < high) visit(p.layers[l], low - first, high - first);
   }
 }

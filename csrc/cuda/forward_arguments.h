@@ -16,6 +16,14 @@ struct Synapse {
   Synapse(const Real* w, const Geometry& g) : weight(w), geometry(g), rows(g.kernel_h) {}
 };
 
+// Of NeuronConstants what the kernel of stacks reads: how large its arguments are decides whether registers suffice.
+template <class Real>
+struct ForwardConstants {
+  Real decay_mem, gain_mem, decay_syn, threshold;
+  explicit ForwardConstants(const NeuronConstants<Real>& k)
+      : decay_mem(k.decay_mem), gain_mem(k.gain_mem), decay_syn(k.decay_syn), threshold(k.threshold) {}
+};
+
 template <class Real, class Kept>
 struct LayerArguments {
   Synapse<Real> synapses[2];  // from the layer below, from the layer itself
@@ -25,7 +33,7 @@ struct LayerArguments {
   int32_t* words = nullptr;
   Real *counts = nullptr, *membrane = nullptr, *current = nullptr, *pending = nullptr, *output = nullptr;
   int32_t* best_step = nullptr;
-  NeuronConstants<Real> constants{Layer{}};
+  ForwardConstants<Real> constants{NeuronConstants<Real>(Layer{})};
   Map map;
   Kind kind = Kind::lif;
   bool delay = false, keep_unreset = false;

@@ -59,7 +59,7 @@ void launch_forward(const ForwardProblem& problem, int shared_bytes, cudaStream_
     to.kept = static_cast<Kept*>(from.kept), to.words = from.words;
     to.counts = result(from.counts), to.membrane = result(from.membrane), to.current = result(from.current);
     to.pending = result(from.pending), to.output = result(from.output), to.best_step = from.best_step;
-    to.constants = NeuronConstants<Real>(layer);
+    to.constants = forward::ForwardConstants<Real>(NeuronConstants<Real>(layer));
     to.map = Map(layer.shape);
     to.kind = layer.kind, to.delay = layer.delay != 0;
     to.keep_unreset = !layer.detach_reset;
