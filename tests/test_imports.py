@@ -22,6 +22,8 @@ ORDER = (
     ("init",),
     ("layers",),
     ("data", "models", "losses", "optim", "graph"),
+    ("inspection",),
+    ("plots",),
     ("train",),
     ("cli",),
 )
@@ -31,12 +33,12 @@ RANK = {unit: row for row, units in enumerate(ORDER) for unit in units}
 DEFERRED = {("init", "layers")}
 CORE = {
     "extension", "spikes", "backends", "ops", "init", "layers", "models", "losses", "optim",
-    "optim_triton", "graph",
+    "optim_triton", "graph", "inspection",
 }  # fmt: skip
 CORE_PACKAGES = {"torch", "numpy"}
 # Loaded where a kernel of theirs is first needed: torch brings triton along with its GPU builds.
 WITH_TRITON = ("fastlif.optim_triton", "fastlif.ops.triton")
-TOP_LEVEL = CORE - {"models", "optim_triton"}  # what `import fastlif` loads
+TOP_LEVEL = CORE - {"models", "optim_triton", "inspection"}  # what `import fastlif` loads
 NOT_IN_CORE = {
     "typer",
     "rich",
@@ -45,9 +47,12 @@ NOT_IN_CORE = {
     "safetensors",
     "tensorboard",
     "lightning_fabric",
+    "matplotlib",
     "fastlif.optim_triton",
     "fastlif.train",
     "fastlif.data",
+    "fastlif.inspection",
+    "fastlif.plots",
     "fastlif.cli",
 }
 

@@ -11,6 +11,7 @@ except ImportError as error:
     ) from error
 
 from fastlif.cli.information import info
+from fastlif.cli.inspecting import inspect
 from fastlif.cli.training import train
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(train)
+app.command()(inspect)
 app.command()(info)
 
 

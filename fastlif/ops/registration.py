@@ -229,7 +229,7 @@ def run_stack(
     """
     flat_input = input.words if isinstance(input, PackedSpikes) else input
     flat = [t for layer in tensors for t in flat_tensors(layer, flat_input)]
-    dtype = _dtype(input, tensors)
+    dtype = tensor_dtype(input, tensors)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (flat_input, *flat))
     shape = tuple(input.shape)
     options = (*encode(plans), shape, dtype, exact_membrane, backend or AUTO)
@@ -264,7 +264,8 @@ def flat_tensors(layer: LayerTensors, like: Tensor) -> list[Tensor]:
     return [like.new_empty(0, dtype=torch.float32) if t is None else t for t in tensors]
 
 
-def _dtype(input: Tensor | PackedSpikes, tensors: Sequence[LayerTensors]) -> torch.dtype:
+def tensor_dtype(input: Tensor | PackedSpikes, tensors: Sequence[LayerTensors]) -> torch.dtype:
+    """The dtype that a stack computes in: that of its parameters and states, else the input's."""
     for layer in tensors:
         weights = (layer.weight, layer.recurrent_weight, layer.inhibitory_weight)
         for tensor in (*weights, *(layer.state or ())):

@@ -130,6 +130,28 @@ class TrainConfig:
         settings = dataclasses.asdict(self)
         return settings | settings.pop("regularization")
 
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> TrainConfig:
+        """The inverse of `as_dict`; what is missing is at its default, as before it was there.
+
+        Raises:
+            ValueError: a setting that there is not, or one without default is missing.
+        """
+        own = {setting.name for setting in dataclasses.fields(cls)} - {"regularization"}
+        bounds = {setting.name for setting in dataclasses.fields(Regularization)}
+        unknown = sorted(settings.keys() - own - bounds)
+        if unknown:
+            raise ValueError(f"settings must not hold {', '.join(unknown)}: there is no such one")
+        try:
+            return cls(
+                regularization=Regularization(
+                    **{name: value for name, value in settings.items() if name in bounds}
+                ),
+                **{name: value for name, value in settings.items() if name in own},
+            )
+        except TypeError as error:
+            raise ValueError(f"settings are incomplete: {error}") from error
+
 
 def default_config(name: str, optimizer: str = "smorms3") -> TrainConfig:
     """The settings of the paper's authors for a preset; `dataclasses.replace` changes some.

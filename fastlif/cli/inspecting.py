@@ -1,0 +1,208 @@
+"""`fastlif inspect PRESET`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from fastlif.cli.errors import reported
+from fastlif.models import PRESETS
+
+if TYPE_CHECKING:
+    from fastlif.inspection import ModelReport, Recording
+    from fastlif.train import Task, TrainConfig
+
+NETWORK, WEIGHTS, OUTPUT = "Network", "Weights", "Output"
+
+
+def inspect(
+    preset: Annotated[str, typer.Argument(help=f"One of: {', '.join(PRESETS)}.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="FASTLIF_DATA", help="Folder with the files, as for `fastlif train`."),
+    ] = None,
+    n_samples: Annotated[int, typer.Option(min=1, help="Validation samples to look at.")] = 100,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a run, to look at its best weights and its optimizer's next step "
+            "instead of a start.",
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = None,
+    initialization: Annotated[
+        str | None,
+        typer.Option(
+            help="fluctuation (default), kaiming, or normal (with --mu-w and --sigma-w).",
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = None,
+    sigma_u: Annotated[
+        float | None,
+        typer.Option(help="fluctuation: membranes to aim at.", rich_help_panel=WEIGHTS),
+    ] = None,
+    mu_w: Annotated[
+        float | None, typer.Option(help="normal: mean.", rich_help_panel=WEIGHTS)
+    ] = None,
+    sigma_w: Annotated[
+        float | None, typer.Option(help="normal: standard deviation.", rich_help_panel=WEIGHTS)
+    ] = None,
+    distribution: Annotated[
+        str | None,
+        typer.Option(
+            help="fluctuation, under Dale's law: exponential (default) or lognormal.",
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default 0.", rich_help_panel=WEIGHTS)] = None,
+    recurrent: Annotated[
+        bool | None,
+        typer.Option(
+            "--recurrent/--feedforward", help="Default: the preset's.", rich_help_panel=NETWORK
+        ),
+    ] = None,
+    skip: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip/--no-skip", help="The readout hears every layer.", rich_help_panel=NETWORK
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the table (CSV, JSON) and the pictures (PDF, PNG); none: print only.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    sample: Annotated[
+        int,
+        typer.Option(min=0, help="Which of the samples to draw.", rich_help_panel=OUTPUT),
+    ] = 0,
+) -> None:
+    """Look inside a network: rates, membranes, gradients and weight updates of every layer."""
+    # Imported here: they take a second or two, which no other command should pay.
+    from fastlif.inspection import activity_warnings
+
+    console = Console()
+    settings = {
+        "initialization": initialization,
+        "sigma_u": sigma_u,
+        "mu_w": mu_w,
+        "sigma_w": sigma_w,
+        "distribution": distribution,
+        "seed": seed,
+        "recurrent": recurrent,
+        "skip": skip,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    with reported():
+        report, recording = _look(preset, data, checkpoint, given, device, (n_samples, sample))
+    console.print(report.table(), markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{report.n_samples} validation samples: loss {report.loss:.4f}, "
+        f"accuracy {report.accuracy or 0.0:.2%}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for line in activity_warnings(report.activities):
+        console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
+    if out is not None:
+        _write(report, recording, out)
+        console.print(f"table and pictures in {out}", highlight=False, soft_wrap=True)
+
+
+def _look(
+    preset: str,
+    data: Path | None,
+    checkpoint: Path | None,
+    given: dict[str, Any],
+    device_name: str,
+    samples: tuple[int, int],  # how many to look at, which of them to record
+) -> tuple[ModelReport, Recording]:
+    """Build the network and look at it."""
+    from fastlif.inspection import inspect as inspect_module
+    from fastlif.inspection import record
+    from fastlif.train import default_config, initialize, load_task
+    from fastlif.train.checkpoint import load_checkpoint, restore_model, restore_optimizer
+    from fastlif.train.optimizers import make_optimizer
+    from fastlif.train.run import CHECKPOINT_NAME, build_network
+
+    device = _device(device_name)
+    predictions = []
+    if checkpoint is None:
+        config = dataclasses.replace(default_config(preset), **given)
+        task = load_task(config, data)
+        network = build_network(config, task)
+        predictions = initialize(
+            network, config, input_rate=task.input_rate(config.dt), images=task.some_images()
+        )
+        optimizer = make_optimizer(network.to(device), config, device)
+    else:
+        path = checkpoint / CHECKPOINT_NAME
+        saved = load_checkpoint(path)
+        config = _saved_config(preset, saved.settings, given, path)
+        task = load_task(config, data)
+        network = build_network(config, task)
+        restore_model(network, saved.best_model or saved.model, path)
+        optimizer = make_optimizer(network.to(device), config, device)
+        restore_optimizer(optimizer, network, saved.optimizer, path)
+    n_samples, sample = samples
+    indices = _chosen(task, n_samples)
+    if sample >= len(indices):
+        raise ValueError(f"sample must be below the number of samples, {len(indices)}: {sample}")
+    inputs, targets = task.validation.select(indices, device)
+    report = inspect_module(network, inputs, targets, optimizer=optimizer, predictions=predictions)
+    return report, record(network, inputs, sample, targets=targets)
+
+
+def _saved_config(
+    preset: str, settings: dict[str, Any], given: dict[str, Any], path: Path
+) -> TrainConfig:
+    """The settings of a run; ValueError if the command asks for others."""
+    from fastlif.train import TrainConfig
+
+    if settings.get("preset") != preset:
+        raise ValueError(f"{path} is of preset {settings.get('preset')!r}, not {preset!r}")
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"{options} cannot be combined with --checkpoint, which fixes it")
+    return TrainConfig.from_dict(settings)
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device 'cuda' needs a GPU that torch {torch.__version__} can use")
+    return torch.device(name)
+
+
+def _chosen(task: Task, n_samples: int) -> torch.Tensor:
+    """Numbers of some validation samples, the same ones always; the files may be sorted by class.
+
+    A data set that holds fewer gives all it has.
+    """
+    order = torch.randperm(len(task.validation), generator=torch.Generator().manual_seed(0))
+    return order[:n_samples].to(task.validation.targets.device)
+
+
+def _write(report: ModelReport, recording: Recording, folder: Path) -> None:
+    """The table and all pictures."""
+    from fastlif import plots  # deferred: matplotlib takes a second to import
+
+    folder.mkdir(parents=True, exist_ok=True)
+    report.to_csv(folder / "layers.csv")
+    report.to_json(folder / "layers.json")
+    for name, drawn in (
+        ("raster", plots.raster_figure(recording)),
+        ("traces", plots.trace_figure(recording)),
+        ("membranes", plots.membrane_figure(report)),
+        ("depth", plots.depth_figure(report)),
+    ):
+        plots.save(drawn, folder / name)

@@ -1,0 +1,45 @@
+"""Pictures of what `fastlif.inspection` finds, made for print.
+
+Small functions draw into given axes (`raster`, `membrane_traces`, `membrane_histogram`,
+`rates_by_depth`, `magnitudes_by_depth`, ...), others arrange them into figures; `style()` is the
+look of both, and leaves matplotlib's own settings alone. Needs matplotlib
+(pip install 'fastlif[train]').
+"""
+
+from __future__ import annotations
+
+from fastlif.plots.depth import (
+    depth_figure,
+    magnitudes_by_depth,
+    rates_by_depth,
+    silent_by_depth,
+)
+from fastlif.plots.distributions import membrane_figure, membrane_histogram
+from fastlif.plots.samples import (
+    membrane_traces,
+    raster,
+    raster_figure,
+    readout_traces,
+    trace_figure,
+)
+from fastlif.plots.style import COLUMN, PAGE, figure, panel_label, save, style
+
+__all__ = [
+    "COLUMN",
+    "PAGE",
+    "depth_figure",
+    "figure",
+    "magnitudes_by_depth",
+    "membrane_figure",
+    "membrane_histogram",
+    "membrane_traces",
+    "panel_label",
+    "raster",
+    "raster_figure",
+    "rates_by_depth",
+    "readout_traces",
+    "save",
+    "silent_by_depth",
+    "style",
+    "trace_figure",
+]
