@@ -1,0 +1,75 @@
+"""How long runs will take, from runs that are done or from what was once measured."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from fastlif.reproduce.runs import Run
+from fastlif.reproduce.sources import Sources
+
+__all__ = ["Estimator"]
+
+# Seconds per epoch and thousand training samples on 2 CPU cores: rough, for a first idea.
+STATED_SECONDS = {
+    "randman": 0.1,
+    "shd-dense": 0.5,
+    "shd-dense160": 0.7,
+    "shd-dalian": 0.9,
+    "shd-conv1": 1.5,
+    "shd-conv3": 2.5,
+    "shd-conv7": 8.0,
+    "shd-conv10": 12.0,
+    "shd-dalian-conv3": 4.0,
+    "cifar-conv2": 30.0,
+    "cifar-conv4": 40.0,
+    "dvs-conv6": 400.0,
+    "dvs-conv8": 600.0,
+}
+RECORD_SECONDS = 5.0  # of looking inside a network once
+
+
+class Estimator:
+    """Seconds that runs take on this machine."""
+
+    def __init__(self, sources: Sources, runs_folder: Path) -> None:
+        self._sources = sources
+        self._measured: dict[tuple[str, bool], list[float]] = {}
+        for path in sorted(runs_folder.glob("*/result.json")):
+            result = json.loads(path.read_text())
+            settings = result["settings"]
+            self.learn(
+                (settings["preset"], settings["recurrent"]),
+                result["seconds_per_epoch"] / result["data"]["n_train"],
+            )
+
+    def learn(self, network: tuple[str, bool], seconds_per_sample: float) -> None:
+        """Take a measured time of an epoch, divided by its training samples, into account."""
+        self._measured.setdefault(network, []).append(seconds_per_sample)
+
+    def is_measured(self, run: Run) -> bool:
+        """Whether a run of the same network was timed here."""
+        return (run.config.preset, run.config.recurrent) in self._measured
+
+    def seconds(self, run: Run) -> float:
+        """Estimate for a run from its first epoch to its last record."""
+        recording = RECORD_SECONDS * len([r for r in run.records if r != "curves"])
+        if not run.trained:
+            return recording
+        config = run.config
+        times = self._measured.get((config.preset, config.recurrent))
+        per_sample = (
+            statistics.median(times)
+            if times
+            else STATED_SECONDS.get(config.preset, 10.0) / 1000.0
+        )
+        n_samples = self._sources.n_train(run.data)
+        if config.n_samples is not None:
+            n_samples = min(n_samples, config.n_samples)
+        return recording + per_sample * n_samples * config.all_epochs
+
+    def hours(self, runs: Iterable[Run]) -> float:
+        """Estimate for runs one after the other."""
+        return sum(map(self.seconds, runs)) / 3600.0

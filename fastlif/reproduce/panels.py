@@ -1,0 +1,321 @@
+"""Parts that the figures share: curves over targets, magnitudes by depth, bars beside the paper's.
+
+All of them draw from a table, so that a figure can be drawn again, or from other numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastlif.reproduce.experiment import Results
+from fastlif.reproduce.paper import published
+from fastlif.reproduce.plan import KAIMING, PLAIN
+from fastlif.reproduce.table import Summary, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+__all__ = [
+    "FULL_WIDTH",
+    "NETWORK_COLORS",
+    "PAPER_COLOR",
+    "Series",
+    "absent",
+    "accuracy_axis",
+    "bars",
+    "by_layer",
+    "compare",
+    "footnotes",
+    "letter",
+    "over_targets",
+    "paper_entry",
+    "paper_mark",
+    "target_colors",
+]
+
+FULL_WIDTH = 7.1  # inches, both columns of a page
+PAPER_COLOR = "0.35"
+# Distinct for readers who see colors differently (Okabe and Ito), in a fixed order.
+NETWORK_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+KAIMING_GAP = 5.0  # Kaiming stands this factor to the right of the largest target
+LINE_OF_NOTES = 0.16  # inches
+
+
+@dataclass(frozen=True)
+class Series:
+    """Runs that make one line: the values of the columns that single them out, and its look."""
+
+    label: str
+    where: Mapping[str, Any]
+    color: str
+    style: str = "-"
+    marker: str = "o"
+    kaiming: str | None = KAIMING  # condition shown beside the axis of targets, if there are runs
+
+
+def letter(ax: Axes, name: str) -> None:
+    """The letter of a panel, left above its axes."""
+    ax.annotate(
+        name,
+        (0.0, 1.0),
+        xytext=(-26.0, 6.0),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontweight="bold",
+        fontsize=11,
+    )
+
+
+def absent(ax: Axes, text: str) -> None:
+    """Say in the place of a panel why it is empty."""
+    ax.set_axis_off()
+    ax.text(
+        0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color="0.4", wrap=True
+    )
+
+
+def footnotes(figure: Figure | SubFigure, results: Results) -> None:
+    """What differs from the paper, in small print below the figure."""
+    import textwrap
+
+    lines = [line for note in results.notes for line in textwrap.wrap(note, 150)]
+    for number, line in enumerate(lines):
+        figure.text(
+            0.01,
+            -0.01 - number * LINE_OF_NOTES / figure.bbox.height * figure.dpi,
+            line,
+            ha="left",
+            va="top",
+            fontsize=6.5,
+            color="0.25",
+        )
+
+
+def accuracy_axis(ax: Axes, label: str, chance: float | None = None) -> None:
+    """An axis of accuracies in percent from 0, with the line of guessing."""
+    ax.set_ylim(0.0, 103.0)
+    ax.set_yticks(range(0, 101, 25))
+    ax.set_ylabel(f"{label} (%)")
+    if chance is not None:
+        ax.axhline(100.0 * chance, color="0.7", lw=0.8, ls=":", zorder=0)
+
+
+def over_targets(
+    ax: Axes,
+    table: Table,
+    metric: str,
+    series: Sequence[Series],
+    *,
+    factor: float = 1.0,
+) -> None:
+    """Mean over seeds against the target of sigma_U, with their standard deviation as a band.
+
+    Kaiming initialization, which has no target, stands to the right of them. A star with the color
+    of the line is what the paper prints.
+    """
+    of_metric = table.where(metric=metric)
+    targets = sorted(of_metric.distinct("target"))
+    right = (targets[-1] if targets else 1.0) * KAIMING_GAP
+    has_kaiming = False
+    for one in series:
+        found = of_metric.where(**one.where).over("target")
+        points = [(key[0], summary) for key, summary in found.items() if key[0] is not None]
+        if points:
+            _band(ax, [x for x, _ in points], [s for _, s in points], one, factor)
+        if one.kaiming is not None:
+            conditions = {**one.where, "condition": one.kaiming, "target": None}
+            summary = of_metric.where(**conditions).over("condition").get((one.kaiming,))
+            if summary is not None:
+                has_kaiming = True
+                _point(ax, right, summary, one.color, factor)
+        network, condition = one.where.get("network", ""), one.where.get("condition", PLAIN)
+        known = published(metric, network, condition)
+        if known is not None:
+            paper_mark(ax, 1.0, known.mean * factor, known.std * factor, one.color)
+    ax.set_xscale("log")
+    _target_axis(ax, targets, right if has_kaiming else None)
+
+
+def compare(
+    ax: Axes,
+    table: Table,
+    metric: str,
+    network: str,
+    conditions: Mapping[str, str],
+    *,
+    kaiming: bool = False,
+) -> None:
+    """Accuracy of a network against the target, a line for every condition.
+
+    conditions: of the table, with what the legend calls them.
+    """
+    series = [
+        Series(
+            label,
+            {"network": network, "condition": condition},
+            NETWORK_COLORS[number],
+            kaiming=KAIMING if kaiming else None,
+        )
+        for number, (condition, label) in enumerate(conditions.items())
+    ]
+    over_targets(ax, table, metric, series, factor=100.0)
+    accuracy_axis(ax, f"{metric.split('_')[0]} accuracy")
+    if any(published(metric, network, condition) for condition in conditions):
+        paper_entry(ax, "SHD")
+    ax.legend(frameon=False, fontsize=6)
+
+
+def _band(
+    ax: Axes, x: Sequence[float], summaries: Sequence[Summary], one: Series, factor: float
+) -> None:
+    mean = np.array([s.mean for s in summaries]) * factor
+    std = np.array([s.std for s in summaries]) * factor
+    ax.plot(
+        x, mean, one.style, color=one.color, marker=one.marker, ms=3.5, lw=1.2, label=one.label
+    )
+    if any(s.n > 1 for s in summaries):
+        ax.fill_between(x, mean - std, mean + std, color=one.color, alpha=0.2, lw=0)
+
+
+def _point(ax: Axes, x: float, summary: Summary, color: str, factor: float) -> None:
+    ax.errorbar(
+        x,
+        summary.mean * factor,
+        summary.std * factor if summary.n > 1 else None,
+        fmt="s",
+        ms=4,
+        color=color,
+        mfc="white",
+        capsize=2,
+        lw=1,
+    )
+
+
+def paper_mark(ax: Axes, x: float, mean: float, std: float, color: str = PAPER_COLOR) -> None:
+    """A number of the paper: a star with its standard deviation."""
+    ax.errorbar(
+        x,
+        mean,
+        std or None,
+        fmt="*",
+        ms=8,
+        color=color,
+        mec="black",
+        mew=0.5,
+        ecolor="black",
+        elinewidth=0.7,
+        capsize=2,
+        zorder=5,
+    )
+
+
+def paper_entry(ax: Axes, name: str) -> None:
+    """An entry for the paper's numbers in the legend of a panel."""
+    ax.plot([], [], "*", ms=7, color="white", mec="black", mew=0.6, label=f"paper ({name})")
+
+
+def _target_axis(ax: Axes, targets: Sequence[float], kaiming: float | None) -> None:
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    ax.set_xlabel(r"target $\sigma_U$")
+    shown = [t for t in (0.01, 0.1, 0.2, 1.0, 10.0, 20.0) if t in targets]
+    if len(targets) <= 5:
+        shown = list(targets)
+    elif 0.1 in shown and 0.2 in shown:
+        shown.remove(0.2)
+    if 10.0 in shown and 20.0 in shown:
+        shown.remove(20.0)
+    ticks = [*shown, *([kaiming] if kaiming else [])]
+    if ticks:
+        ax.set_xticks(ticks, [*(f"{t:g}" for t in shown), *(["Kaiming"] if kaiming else [])])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    if kaiming:
+        ax.axvline(kaiming / KAIMING_GAP**0.5, color="0.85", lw=0.8, zorder=0)
+
+
+def target_colors(targets: Sequence[float]) -> dict[float, Any]:
+    """A color for every target, from dark (small) to bright (large)."""
+    from matplotlib import colormaps
+
+    shades = colormaps["plasma"](np.linspace(0.0, 0.85, max(2, len(targets))))
+    return {target: shades[i] for i, target in enumerate(sorted(targets))}
+
+
+def by_layer(ax: Axes, table: Table, metric: str, *, readout: bool = True) -> None:
+    """A magnitude against depth, a line for every target of sigma_U."""
+    of_metric = table.where(metric=metric)
+    targets = sorted(of_metric.distinct("target"))
+    colors = target_colors(targets)
+    names: dict[str, None] = {}
+    for target in targets:
+        found = of_metric.where(target=target).over("layer")
+        layers = _in_order([str(key[0]) for key in found], readout=readout)
+        names |= dict.fromkeys(layers)
+        by_name = {str(key[0]): summary for key, summary in found.items()}
+        summaries = [by_name[name] for name in layers]
+        # A layer without spikes has no weight update behind it: a gap on an axis of logarithms.
+        mean = np.array([s.mean if s.mean > 0.0 else np.nan for s in summaries])
+        places = [list(names).index(name) for name in layers]
+        ax.plot(places, mean, "o-", ms=3, lw=1.1, color=colors[target], label=f"{target:g}")
+        if any(s.n > 1 for s in summaries):
+            low = np.array([s.low if s.low > 0.0 else np.nan for s in summaries])
+            high = np.array([s.high if s.high > 0.0 else np.nan for s in summaries])
+            ax.fill_between(places, low, high, color=colors[target], alpha=0.15, lw=0)
+    ax.set_xticks(range(len(names)), [_short(name) for name in names])
+    ax.set_xlabel("hidden layer")
+
+
+def _in_order(layers: Sequence[str], *, readout: bool) -> list[str]:
+    """Hidden layers by number, the readout last."""
+    numbered = sorted((n for n in layers if n != "readout"), key=lambda n: float(n))
+    return [*numbered, *(["readout"] if readout and "readout" in layers else [])]
+
+
+def _short(name: str) -> str:
+    return "out" if name == "readout" else name
+
+
+def bars(
+    ax: Axes, table: Table, network: str, conditions: Sequence[str], metric: str, paper: str
+) -> None:
+    """Accuracies of a network under conditions, a dot for every seed, beside the paper's."""
+    of_network = table.where(network=network, metric=metric)
+    for place, condition in enumerate(conditions):
+        color = NETWORK_COLORS[place]
+        runs = of_network.where(condition=condition)
+        values = [100.0 * value for value in runs.values()]
+        if values:
+            summary = Summary.of(values)
+            error = summary.std if summary.n > 1 else None
+            ax.bar(place - 0.2, summary.mean, 0.38, yerr=error, color=color, capsize=2, alpha=0.85)
+            spread = np.linspace(-0.08, 0.08, len(values)) if len(values) > 1 else [0.0]
+            ax.plot(place - 0.2 + np.asarray(spread), values, ".", ms=3, color="black")
+            ax.text(place - 0.2, summary.mean + 2, f"{summary.mean:.1f}", ha="center", fontsize=6)
+        else:
+            ax.text(place - 0.2, 3.0, "no run", rotation=90, ha="center", va="bottom", fontsize=6)
+        known = published(metric, network, condition)
+        if known is not None:
+            ax.bar(
+                place + 0.2,
+                100.0 * known.mean,
+                0.38,
+                yerr=100.0 * known.std or None,
+                facecolor="white",
+                edgecolor=color,
+                hatch="////",
+                capsize=2,
+                lw=0.8,
+            )
+            ax.text(
+                place + 0.2, 100 * known.mean + 2, f"{100 * known.mean:.1f}", ha="center", fontsize=6
+            )
+    ax.bar([np.nan], [np.nan], color="0.5", label="here")
+    ax.bar([np.nan], [np.nan], facecolor="white", edgecolor="0.5", hatch="////", label=paper)
+    ax.set_xticks(range(len(conditions)), [c.replace(" + ", "\n+ ") for c in conditions])
+    ax.tick_params(axis="x", length=0)

@@ -1,0 +1,141 @@
+"""From the paper's networks and conditions to the runs of a reproduction of a given size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from fastlif.models import preset
+from fastlif.reproduce.options import PAPER_SEEDS, Options
+from fastlif.reproduce.runs import Run, configured
+from fastlif.reproduce.sources import DATA_SETS
+
+__all__ = ["KAIMING", "PLAIN", "PRIMING_EPOCHS", "TARGETS", "Plan"]
+
+PLAIN = "fluctuation-driven"
+KAIMING = "Kaiming"
+
+# Targets of sigma_U of every curve over them, the most telling first; the paper prints no list,
+# but its text names most of these.
+TARGETS = (1.0, 0.2, 20.0, 0.05, 3.0, 0.5, 10.0, 2.0, 0.01, 0.1, 5.0, 0.02)
+PRIMING_EPOCHS = 10
+
+
+class Plan:
+    """Collects the runs of an experiment and what of the paper's size they leave out."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._runs: dict[tuple[Any, ...], Run] = {}
+        self._notes: dict[str, None] = {}  # in order, each once
+        if options.scale < 1.0:
+            self._note(f"scale {options.scale:g}")
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs in the order in which they were added, each once."""
+        return list(self._runs.values())
+
+    def add(
+        self,
+        panels: str,
+        network: str,
+        preset_name: str,
+        condition: str = PLAIN,
+        *,
+        targets: Sequence[float] | None = (1.0,),
+        records: tuple[str, ...] = (),
+        trained: bool = True,
+        from_scale: float = 0.0,
+        n_seeds: int = PAPER_SEEDS,
+        **changes: Any,
+    ) -> None:
+        """Runs of a network under a condition, one for every target and seed.
+
+        targets: of sigma_U, as they are; `Options.targets_of` shrinks a list of them. None for an
+            initialization without a target.
+        n_seeds: of the paper.
+        changes: of the paper's settings; `priming_epochs` is the paper's number.
+                from_scale: left out of reproductions that are smaller. The rest is as in `Run`.
+        """
+        options = self.options
+        if not options.wants(panels, network):
+            self._note(f"only {', '.join(options.only)}")
+            return
+        if options.scale < from_scale:
+            what = network if condition == PLAIN else f"{network} {condition}"
+            self._note(f"no {what} below scale {from_scale:g}")
+            return
+        changes = self._sized(preset_name, changes, trained=trained)
+        for target in (None,) if targets is None else targets:
+            aim = {} if target is None else {"sigma_u": target}
+            for seed in options.seeds_of(n_seeds):
+                config = configured(preset_name, {**changes, **aim, "seed": seed})
+                self._merge(Run(panels, network, condition, config, trained, records))
+        self._note_size(len(options.seeds_of(n_seeds)), n_seeds, "seed")
+
+    def seeds(self, n_seeds: int = PAPER_SEEDS) -> range:
+        """Seeds of what is measured without a run."""
+        chosen = self.options.seeds_of(n_seeds)
+        self._note_size(len(chosen), n_seeds, "seed")
+        return chosen
+
+    def targets(self, by_importance: Sequence[float] = TARGETS) -> tuple[float, ...]:
+        """Targets of sigma_U for a curve at this scale."""
+        chosen = self.options.targets_of(by_importance)
+        self._note_size(len(chosen), len(by_importance), "target")
+        return chosen
+
+    def grid(self, values: Sequence[float], keep: float, symbol: str) -> tuple[float, ...]:
+        """Values of one axis of a grid at this scale."""
+        chosen = self.options.grid_of(values, keep)
+        self._note_size(len(chosen), len(values), f"value of {symbol}", f"values of {symbol}")
+        return chosen
+
+    def shrunk(self) -> str:
+        """In words, what is smaller than in the paper or else; empty if nothing is."""
+        return "; ".join(self._notes)
+
+    def _merge(self, run: Run) -> None:
+        """Add a run, or what it serves and records to the same run of other panels."""
+        key = (run.network, run.condition, run.config)
+        known = self._runs.get(key)
+        if known is not None:
+            run = dataclasses.replace(
+                known,
+                panels="".join(sorted({*known.panels, *run.panels})),
+                trained=known.trained or run.trained,
+                records=tuple(dict.fromkeys((*known.records, *run.records))),
+            )
+        self._runs[key] = run
+
+    def _sized(self, name: str, changes: dict[str, Any], *, trained: bool) -> dict[str, Any]:
+        """The changes with the epochs, samples and so on of this scale."""
+        options, network = self.options, preset(name)
+        data = DATA_SETS[network.data]
+        epochs = options.epochs_of(network.epochs)
+        sized = {"epochs": epochs, "device": options.device, "backend": options.backend} | changes
+        if "priming_epochs" in changes:
+            sized["priming_epochs"] = options.priming_of(changes["priming_epochs"], epochs)
+            self._note_size(sized["priming_epochs"], changes["priming_epochs"], "priming epoch")
+        n_samples = options.samples_of(data.n_train)
+        if n_samples is not None:
+            sized["n_samples"] = n_samples
+            self._note(f"{n_samples} samples of {data.name}")
+        if options.batch_size is not None and options.batch_size < network.batch_size:
+            sized["batch_size"] = options.batch_size
+            self._note(f"batches of {options.batch_size}")
+        if options.channel_shift and network.data == "events":
+            sized["channel_shift"] = options.channel_shift
+            self._note(f"inputs moved by up to {options.channel_shift} channels")
+        if trained:
+            self._note_size(epochs, network.epochs, "epoch")
+        return sized
+
+    def _note(self, text: str) -> None:
+        self._notes[text] = None
+
+    def _note_size(self, now: int, full: int, noun: str, plural: str | None = None) -> None:
+        if now != full:
+            self._note(f"{now} of {full} {plural or noun + 's'}")

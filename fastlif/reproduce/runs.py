@@ -1,0 +1,244 @@
+"""One training run of a reproduction: its settings, its folder, its execution and its rows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlif.models import Regularization, preset
+from fastlif.reproduce.recording import LAYER_STAGES, layer_name, record_example, record_layers
+from fastlif.reproduce.sources import Sources
+from fastlif.train import Reporter, Task, TrainConfig, default_config, load_task, train
+from fastlif.train.checkpoint import write_atomically
+
+__all__ = ["Run", "Tasks", "configured", "execute", "outcome", "run_arrays", "run_rows"]
+
+# Settings without influence on what an epoch computes: a run is the same run under any of them.
+_FREE_SETTINGS = ("graph",)
+EPOCHS_TO = 0.9  # training accuracy whose first epoch is reported (figure 4c)
+FAILED_NAME = "failed.json"
+_WORDS = ("phase",)  # columns of the log of epochs that are no numbers
+
+
+@dataclass(frozen=True)
+class Run:
+    """A network trained, or only looked at, under one condition with one seed.
+
+    panels: letters of the panels that show it.
+    network: as the figure names it, without the condition.
+    condition: what distinguishes it from other runs of the network: initialization, homeostasis, ...
+    trained: False if the network at its initialization is all that is asked for.
+    records: besides the scores. "initial" and "trained" are firing rates, surrogate gradients and
+        weight updates of every layer at that stage; "example" the spikes of a sample before and
+        after training; "curves" the firing rates after every epoch.
+    """
+
+    panels: str
+    network: str
+    condition: str
+    config: TrainConfig
+    trained: bool = True
+    records: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> float | None:
+        """Target of sigma_U, None for an initialization that has none."""
+        return self.config.sigma_u if self.config.initialization == "fluctuation" else None
+
+    @property
+    def data(self) -> str:
+        """Kind of data that the network is for."""
+        return preset(self.config.preset).data
+
+    def label(self) -> str:
+        """One line that says which run it is."""
+        parts = [self.network, self.condition]
+        if self.target is not None:
+            parts.append(f"sigma_U = {self.target:g}")
+        elif self.config.initialization == "normal":
+            parts.append(f"mu_W = {self.config.mu_w:g}, sigma_W = {self.config.sigma_w:g}")
+        return ", ".join([*parts, f"seed {self.config.seed}"])
+
+    def folder_name(self, sources: Sources) -> str:
+        """Readable, and different for runs that differ in any setting or in their data."""
+        config = self.config
+        settings = {k: v for k, v in config.as_dict().items() if k not in _FREE_SETTINGS}
+        identity = json.dumps([settings, sources.fingerprint(self.data)], sort_keys=True)
+        start = {
+            "fluctuation": f"sigma{config.sigma_u:g}",
+            "normal": f"mu{config.mu_w or 0:g}-sigmaw{config.sigma_w or 0:g}",
+        }.get(config.initialization, config.initialization)
+        kind = "rec" if config.recurrent else "ff"
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        return f"{config.preset}-{kind}-{start}-seed{config.seed}-{digest}"
+
+
+def configured(name: str, changes: Mapping[str, Any]) -> TrainConfig:
+    """The paper's settings for a preset with changes of the run's or the regularization's."""
+    config = default_config(name)
+    bounds = {field.name for field in dataclasses.fields(Regularization)}
+    regularization = {key: value for key, value in changes.items() if key in bounds}
+    return dataclasses.replace(
+        config,
+        regularization=dataclasses.replace(config.regularization, **regularization),
+        **{key: value for key, value in changes.items() if key not in bounds},
+    )
+
+
+class Tasks:
+    """The data of runs; that of the last one is kept, as most runs share it with the next."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._key: tuple[Any, ...] | None = None
+        self._task: Task | None = None
+
+    def of(self, config: TrainConfig) -> Task:
+        """Data of a run."""
+        network = preset(config.preset)
+        folder = self._sources.folder(network.data)
+        key = (
+            network.data,
+            network.input_features(),
+            network.duration,
+            config.dt,
+            config.data_seed,
+            config.n_samples,
+        )
+        if self._task is None or key != self._key:
+            self._key, self._task = None, None  # the old data is freed before the new is read
+            self._task = load_task(config, folder)
+            self._key = key
+        return self._task
+
+
+def outcome(run: Run, folder: Path) -> str:
+    """What is in a run's folder: "finished", "failed", or "unfinished" with something to do."""
+    if (folder / FAILED_NAME).is_file():
+        return "failed"
+    done = not run.trained or (folder / "result.json").is_file()
+    recorded = all(_record_path(folder, record).is_file() for record in _own_files(run))
+    return "finished" if done and recorded else "unfinished"
+
+
+def execute(run: Run, folder: Path, tasks: Tasks, reporter: Reporter | None = None) -> None:
+    """Do what is not done yet: train, going on where it was interrupted, then record.
+
+    A run that cannot go on (its loss is no longer finite, its target cannot be reached) leaves a
+    file with the message instead of a result.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        task = tasks.of(run.config)
+        # First what needs no training, so that it is there whatever becomes of the training.
+        if "initial" in run.records:
+            _record_layers(run, task, folder, "initial")
+        if run.trained and not (folder / "result.json").is_file():
+            resume = (folder / "checkpoint.safetensors").is_file()
+            train(run.config, task, folder, resume=resume, reporter=reporter)
+        if "trained" in run.records:
+            _record_layers(run, task, folder, "trained")
+        example = _record_path(folder, "example")
+        if "example" in run.records and not example.is_file():
+            record_example(run.config, task, folder, example)
+    except ValueError as error:
+        content = {"message": str(error), "settings": run.config.as_dict()}
+        write_atomically(folder / FAILED_NAME, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _record_layers(run: Run, task: Task, folder: Path, stage: str) -> None:
+    path = _record_path(folder, stage)
+    if not path.is_file():
+        rows = record_layers(run.config, task, folder if stage == "trained" else None)
+        write_atomically(path, (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def run_rows(run: Run, folder: Path) -> list[dict[str, Any]]:
+    """The numbers that a run gave so far: dictionaries with metric, stage, layer and value."""
+    rows: list[dict[str, Any]] = []
+    if run.trained and (folder / "result.json").is_file():
+        result = json.loads((folder / "result.json").read_text())
+        history = _history(folder)
+        best = history[result["best_epoch"] - 1]
+        reached = [row["epoch"] for row in history if row["train_accuracy"] >= EPOCHS_TO]
+        rows += [
+            _row("test_accuracy", "trained", result["test_accuracy"]),
+            _row("validation_accuracy", "trained", result["validation_accuracy"]),
+            _row("train_accuracy", "trained", best["train_accuracy"]),
+            _row("best_epoch", "trained", result["best_epoch"]),
+            _row("epochs_to_90", "training", reached[0] if reached else None),
+            _row("n_parameters", "", result["n_parameters"]),
+            _row("input_rate", "", result["data"]["input_rate"]),
+        ]
+        layers = [name for name in history[0] if name.startswith("rate_")]
+        rows += [
+            _row("test_firing_rate", "trained", rate, _layer(name))
+            for name, rate in zip(layers, result["test_firing_rates_hz"], strict=True)
+        ]
+        if "curves" in run.records:
+            rows += _curves(history)
+    for stage in LAYER_STAGES:
+        path = _record_path(folder, stage)
+        if stage in run.records and path.is_file():
+            for row in json.loads(path.read_text()):
+                rows.append(_row(row["metric"], stage, row["value"], row["layer"]))
+    return rows
+
+
+def run_arrays(run: Run, folder: Path) -> dict[str, NDArray[Any]]:
+    """The recorded example of a finished run, empty if there is none."""
+    path = _record_path(folder, "example")
+    if "example" not in run.records or not path.is_file():
+        return {}
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def failure(folder: Path) -> str:
+    """Why a run failed."""
+    return str(json.loads((folder / FAILED_NAME).read_text())["message"])
+
+
+def _own_files(run: Run) -> list[str]:
+    """Records that take a file of their own."""
+    return [record for record in run.records if record != "curves"]
+
+
+def _record_path(folder: Path, record: str) -> Path:
+    return folder / ("example.npz" if record == "example" else f"layers-{record}.json")
+
+
+def _row(metric: str, stage: str, value: float | None, layer: str = "") -> dict[str, Any]:
+    return {"metric": metric, "stage": stage, "layer": layer or None, "value": value}
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    with open(folder / "epochs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items() if v and k not in _WORDS} for row in rows]
+
+
+def _curves(history: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """Firing rate of every hidden layer in every epoch; the stage is the epoch's number."""
+    rows = []
+    for epoch in history:
+        for name, rate in epoch.items():
+            if name.startswith("rate_"):
+                rows.append(
+                    _row("epoch_firing_rate", str(int(epoch["epoch"])), rate, _layer(name))
+                )
+    return rows
+
+
+def _layer(column: str) -> str:
+    """Layer of a column of the log: rate_hidden2_hz is of "2"."""
+    return layer_name(column.removeprefix("rate_").removesuffix("_hz"))
