@@ -61,9 +61,7 @@ class Estimator:
         config = run.config
         times = self._measured.get((config.preset, config.recurrent))
         per_sample = (
-            statistics.median(times)
-            if times
-            else STATED_SECONDS.get(config.preset, 10.0) / 1000.0
+            statistics.median(times) if times else STATED_SECONDS.get(config.preset, 10.0) / 1000.0
         )
         n_samples = self._sources.n_train(run.data)
         if config.n_samples is not None:

@@ -6,21 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlif.plots.style import POPULATION_COLORS, VERMILLION
 from fastlif.reproduce.experiment import Arrays
 from fastlif.reproduce.panels import absent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["draw_example"]
 
 MOST_NEURONS = 150  # of a population that are shown, evenly spread
-POPULATION_COLORS = {"inhibitory": "#0072B2"}
-TARGET_COLOR = "#D55E00"
+TARGET_COLOR = VERMILLION
 
 
-def draw_example(figure: Figure, place: Any, example: Arrays, stage: str, title: str) -> Axes:
+def draw_example(
+    figure: Figure | SubFigure, place: Any, example: Arrays, stage: str, title: str
+) -> Axes:
     """Rasters and the readout's membranes from the arrays of `record_example`.
 
     place: of the figure's grid. stage: "initial" or "trained".
@@ -41,7 +43,7 @@ def draw_example(figure: Figure, place: Any, example: Arrays, stage: str, title:
     time = 1e3 * float(example["dt"]) * np.arange(len(readout))
     axes = [figure.add_subplot(parts[i, 0]) for i in range(len(heights))]
     for ax, (name, raster) in zip(axes, rasters.items(), strict=False):
-        _draw_raster(ax, time, raster, name)
+        _draw_raster(ax, time, raster, name, _population(name, rasters))
         ax.tick_params(labelbottom=False)
     _draw_readout(axes[-1], time, readout, int(example["target"]))
     for ax in axes:
@@ -51,18 +53,25 @@ def draw_example(figure: Figure, place: Any, example: Arrays, stage: str, title:
     return axes[0]
 
 
-def _draw_raster(ax: Axes, time: Any, raster: Any, name: str) -> None:
+def _population(name: str, rasters: Arrays) -> str:
+    """Kind of a raster's neurons, as the colors of `fastlif.plots` name them."""
+    if name.endswith("_inhibitory"):
+        return "inhibitory"
+    return "excitatory" if f"{name}_inhibitory" in rasters else "all"
+
+
+def _draw_raster(ax: Axes, time: Any, raster: Any, name: str, population: str) -> None:
     n_neurons = raster.shape[1]
     kept = np.unique(np.linspace(0, n_neurons - 1, min(n_neurons, MOST_NEURONS)).astype(int))
     steps, neurons = np.nonzero(raster[:, kept])
-    _, _, kind = name.partition("_")
-    color = POPULATION_COLORS.get(kind, "black")
+    color = POPULATION_COLORS[population]
     size = 2.0 if len(kept) < 60 else 0.9
     ax.plot(time[steps], neurons, "o", ms=size, mew=0, color=color, rasterized=True)
     ax.set_ylim(-1, len(kept))
     ax.set_yticks([])
-    label = name if not name[:1].isdigit() else "hidden" if name == "1" else f"layer {name}"
-    ax.set_ylabel("inh." if kind else label, fontsize=6.5)
+    label = f"layer {name}" if name.isdigit() else name
+    short = {"excitatory": "exc.", "inhibitory": "inh."}.get(population, label)
+    ax.set_ylabel(short, fontsize=6.5)
 
 
 def _draw_readout(ax: Axes, time: Any, membranes: Any, target: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
+from fastlif import plots
 from fastlif.reproduce.estimate import Estimator
 from fastlif.reproduce.options import Options
 from fastlif.reproduce.paper import published
@@ -160,13 +161,13 @@ def reproduce(
 
 def draw(experiment: Experiment, results: Results, out: Path) -> tuple[Path, ...]:
     """Write the figure as PDF and PNG."""
-    from fastlif.plots.style import paper_style
-
     paths = tuple(out / f"{experiment.name}.{kind}" for kind in ("pdf", "png"))
-    with paper_style():
+    with plots.style():
         figure = experiment.draw(results)
         for path in paths:
-            figure.savefig(path, bbox_inches="tight")
+            # Without the date, the same figure gives the same file.
+            metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+            figure.savefig(path, bbox_inches="tight", metadata=metadata)
     return paths
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlif.plots.style import CYCLE
 from fastlif.reproduce.experiment import Results
 from fastlif.reproduce.paper import published
 from fastlif.reproduce.plan import KAIMING, PLAIN
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 __all__ = [
-    "FULL_WIDTH",
     "NETWORK_COLORS",
     "PAPER_COLOR",
     "Series",
@@ -38,10 +38,8 @@ __all__ = [
     "target_colors",
 ]
 
-FULL_WIDTH = 7.1  # inches, both columns of a page
 PAPER_COLOR = "0.35"
-# Distinct for readers who see colors differently (Okabe and Ito), in a fixed order.
-NETWORK_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+NETWORK_COLORS = CYCLE
 KAIMING_GAP = 5.0  # Kaiming stands this factor to the right of the largest target
 LINE_OF_NOTES = 0.16  # inches
 
@@ -63,20 +61,30 @@ def letter(ax: Axes, name: str) -> None:
     ax.annotate(
         name,
         (0.0, 1.0),
-        xytext=(-26.0, 6.0),
+        xytext=(-24.0, 5.0),
         xycoords="axes fraction",
         textcoords="offset points",
         fontweight="bold",
-        fontsize=11,
+        fontsize=10,
     )
 
 
 def absent(ax: Axes, text: str) -> None:
     """Say in the place of a panel why it is empty."""
+    import textwrap
+
     ax.set_axis_off()
-    ax.text(
-        0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color="0.4", wrap=True
+    written = ax.text(
+        0.5,
+        0.5,
+        textwrap.fill(text, 24),
+        ha="center",
+        va="center",
+        transform=ax.transAxes,
+        color="0.4",
+        fontsize=7,
     )
+    written.set_in_layout(False)
 
 
 def footnotes(figure: Figure | SubFigure, results: Results) -> None:
@@ -148,20 +156,23 @@ def compare(
     network: str,
     conditions: Mapping[str, str],
     *,
-    kaiming: bool = False,
+    colors: Mapping[str, str] | None = None,
 ) -> None:
     """Accuracy of a network against the target, a line for every condition.
 
     conditions: of the table, with what the legend calls them.
+    colors: by condition; None takes those of `NETWORK_COLORS` in order.
     """
+    if colors is None:
+        colors = dict(zip(conditions, NETWORK_COLORS, strict=False))
     series = [
         Series(
             label,
             {"network": network, "condition": condition},
-            NETWORK_COLORS[number],
-            kaiming=KAIMING if kaiming else None,
+            colors[condition],
+            kaiming=None,
         )
-        for number, (condition, label) in enumerate(conditions.items())
+        for condition, label in conditions.items()
     ]
     over_targets(ax, table, metric, series, factor=100.0)
     accuracy_axis(ax, f"{metric.split('_')[0]} accuracy")
@@ -175,9 +186,7 @@ def _band(
 ) -> None:
     mean = np.array([s.mean for s in summaries]) * factor
     std = np.array([s.std for s in summaries]) * factor
-    ax.plot(
-        x, mean, one.style, color=one.color, marker=one.marker, ms=3.5, lw=1.2, label=one.label
-    )
+    ax.plot(x, mean, one.style, color=one.color, marker=one.marker, ms=3.5, lw=1.2, label=one.label)
     if any(s.n > 1 for s in summaries):
         ax.fill_between(x, mean - std, mean + std, color=one.color, alpha=0.2, lw=0)
 
@@ -281,9 +290,7 @@ def _short(name: str) -> str:
     return "out" if name == "readout" else name
 
 
-def bars(
-    ax: Axes, table: Table, network: str, conditions: Sequence[str], metric: str, paper: str
-) -> None:
+def bars(ax: Axes, table: Table, network: str, conditions: Sequence[str], metric: str) -> None:
     """Accuracies of a network under conditions, a dot for every seed, beside the paper's."""
     of_network = table.where(network=network, metric=metric)
     for place, condition in enumerate(conditions):
@@ -296,7 +303,7 @@ def bars(
             ax.bar(place - 0.2, summary.mean, 0.38, yerr=error, color=color, capsize=2, alpha=0.85)
             spread = np.linspace(-0.08, 0.08, len(values)) if len(values) > 1 else [0.0]
             ax.plot(place - 0.2 + np.asarray(spread), values, ".", ms=3, color="black")
-            ax.text(place - 0.2, summary.mean + 2, f"{summary.mean:.1f}", ha="center", fontsize=6)
+            _number_above(ax, place - 0.2, summary.mean, error or 0.0)
         else:
             ax.text(place - 0.2, 3.0, "no run", rotation=90, ha="center", va="bottom", fontsize=6)
         known = published(metric, network, condition)
@@ -312,10 +319,15 @@ def bars(
                 capsize=2,
                 lw=0.8,
             )
-            ax.text(
-                place + 0.2, 100 * known.mean + 2, f"{100 * known.mean:.1f}", ha="center", fontsize=6
-            )
+            _number_above(ax, place + 0.2, 100.0 * known.mean, 100.0 * known.std)
     ax.bar([np.nan], [np.nan], color="0.5", label="here")
-    ax.bar([np.nan], [np.nan], facecolor="white", edgecolor="0.5", hatch="////", label=paper)
+    ax.bar([np.nan], [np.nan], facecolor="white", edgecolor="0.5", hatch="////", label="paper")
     ax.set_xticks(range(len(conditions)), [c.replace(" + ", "\n+ ") for c in conditions])
     ax.tick_params(axis="x", length=0)
+
+
+def _number_above(ax: Axes, x: float, value: float, error: float) -> None:
+    """A bar's value, written upwards above its error."""
+    ax.text(
+        x, value + error + 2.0, f"{value:.1f}", ha="center", va="bottom", rotation=90, fontsize=5.5
+    )

@@ -10,6 +10,7 @@ from fastlif.models import preset
 from fastlif.reproduce.options import PAPER_SEEDS, Options
 from fastlif.reproduce.runs import Run, configured
 from fastlif.reproduce.sources import DATA_SETS
+from fastlif.train import TrainConfig
 
 __all__ = ["KAIMING", "PLAIN", "PRIMING_EPOCHS", "TARGETS", "Plan"]
 
@@ -46,34 +47,40 @@ class Plan:
         *,
         targets: Sequence[float] | None = (1.0,),
         records: tuple[str, ...] = (),
-        trained: bool = True,
         from_scale: float = 0.0,
         n_seeds: int = PAPER_SEEDS,
         **changes: Any,
     ) -> None:
         """Runs of a network under a condition, one for every target and seed.
 
-        targets: of sigma_U, as they are; `Options.targets_of` shrinks a list of them. None for an
+        panels, network, condition, records: as in `Run`.
+        targets: of sigma_U, as they are; `targets()` shrinks a list of them. None for an
             initialization without a target.
+        from_scale: left out of reproductions that are smaller.
         n_seeds: of the paper.
         changes: of the paper's settings; `priming_epochs` is the paper's number.
-                from_scale: left out of reproductions that are smaller. The rest is as in `Run`.
         """
         options = self.options
-        if not options.wants(panels, network):
-            self._note(f"only {', '.join(options.only)}")
+        if not self._wanted(panels, network):
             return
         if options.scale < from_scale:
             what = network if condition == PLAIN else f"{network} {condition}"
             self._note(f"no {what} below scale {from_scale:g}")
             return
-        changes = self._sized(preset_name, changes, trained=trained)
-        for target in (None,) if targets is None else targets:
-            aim = {} if target is None else {"sigma_u": target}
-            for seed in options.seeds_of(n_seeds):
-                config = configured(preset_name, {**changes, **aim, "seed": seed})
-                self._merge(Run(panels, network, condition, config, trained, records))
-        self._note_size(len(options.seeds_of(n_seeds)), n_seeds, "seed")
+        full = preset(preset_name).epochs
+        self._note_size(options.epochs_of(full), full, "epoch")
+        self._add(
+            Run(panels, network, condition, self._config(preset_name, changes), True, records),
+            targets,
+            n_seeds,
+        )
+
+    def look(self, panels: str, network: str, preset_name: str, targets: Sequence[float]) -> None:
+        """Networks that are looked at as they start, without training."""
+        if self._wanted(panels, network):
+            config = self._config(preset_name, {})
+            run = Run(panels, network, PLAIN, config, False, ("initial",))
+            self._add(run, targets, PAPER_SEEDS)
 
     def seeds(self, n_seeds: int = PAPER_SEEDS) -> range:
         """Seeds of what is measured without a run."""
@@ -97,6 +104,21 @@ class Plan:
         """In words, what is smaller than in the paper or else; empty if nothing is."""
         return "; ".join(self._notes)
 
+    def _wanted(self, panels: str, network: str) -> bool:
+        if not self.options.wants(panels, network):
+            self._note(f"only {', '.join(self.options.only)}")
+            return False
+        return True
+
+    def _add(self, run: Run, targets: Sequence[float] | None, n_seeds: int) -> None:
+        """The run with every target and seed."""
+        for target in (None,) if targets is None else targets:
+            for seed in self.seeds(n_seeds):
+                config = dataclasses.replace(run.config, seed=seed)
+                if target is not None:
+                    config = dataclasses.replace(config, sigma_u=target)
+                self._merge(dataclasses.replace(run, config=config))
+
     def _merge(self, run: Run) -> None:
         """Add a run, or what it serves and records to the same run of other panels."""
         key = (run.network, run.condition, run.config)
@@ -110,15 +132,16 @@ class Plan:
             )
         self._runs[key] = run
 
-    def _sized(self, name: str, changes: dict[str, Any], *, trained: bool) -> dict[str, Any]:
-        """The changes with the epochs, samples and so on of this scale."""
+    def _config(self, name: str, changes: dict[str, Any]) -> TrainConfig:
+        """The paper's settings with changes, its sizes those of this scale."""
         options, network = self.options, preset(name)
         data = DATA_SETS[network.data]
         epochs = options.epochs_of(network.epochs)
-        sized = {"epochs": epochs, "device": options.device, "backend": options.backend} | changes
+        sized = {"epochs": epochs, "device": options.device, "backend": options.backend, **changes}
         if "priming_epochs" in changes:
-            sized["priming_epochs"] = options.priming_of(changes["priming_epochs"], epochs)
-            self._note_size(sized["priming_epochs"], changes["priming_epochs"], "priming epoch")
+            full = int(changes["priming_epochs"])
+            sized["priming_epochs"] = options.priming_of(full, epochs)
+            self._note_size(sized["priming_epochs"], full, "priming epoch")
         n_samples = options.samples_of(data.n_train)
         if n_samples is not None:
             sized["n_samples"] = n_samples
@@ -129,9 +152,7 @@ class Plan:
         if options.channel_shift and network.data == "events":
             sized["channel_shift"] = options.channel_shift
             self._note(f"inputs moved by up to {options.channel_shift} channels")
-        if trained:
-            self._note_size(epochs, network.epochs, "epoch")
-        return sized
+        return configured(name, sized)
 
     def _note(self, text: str) -> None:
         self._notes[text] = None

@@ -1,4 +1,4 @@
-"""What is recorded of a run besides its scores: layers on a batch, and what a sample does in them."""
+"""What is recorded of a run besides its scores: its layers on a batch, and a sample in them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fastlif.inspection import inspect, record
 from fastlif.layers import Sequential
 from fastlif.spikes import PackedSpikes
 from fastlif.train import Task, TrainConfig, initialize
-from fastlif.train.run import build_network
 from fastlif.train.checkpoint import load_checkpoint, restore_model, write_atomically
+from fastlif.train.run import build_network
 
 __all__ = ["LAYER_STAGES", "layer_name", "record_example", "record_layers"]
 
@@ -80,7 +80,7 @@ def record_example(config: TrainConfig, task: Task, folder: Path, path: Path) ->
         arrays["dt"] = np.array(one.dt)
         arrays["target"] = np.array(-1 if one.target is None else one.target)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomically(path, buffer.getvalue())
 
 
@@ -93,7 +93,9 @@ def layer_name(layer: str, population: str = "all") -> str:
 def _network(config: TrainConfig, task: Task, trained: Path | None) -> Sequential:
     network = build_network(config, task)
     if trained is None:
-        initialize(network, config, **task.initial_input(config.dt))
+        initialize(
+            network, config, input_rate=task.input_rate(config.dt), images=task.some_images()
+        )
     else:
         path = trained / "checkpoint.safetensors"
         restore_model(network, load_checkpoint(path).best_model, path)

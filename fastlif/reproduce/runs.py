@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlif.init import ActivityWarning
 from fastlif.models import Regularization, preset
 from fastlif.reproduce.recording import LAYER_STAGES, layer_name, record_example, record_layers
 from fastlif.reproduce.sources import Sources
@@ -35,7 +37,7 @@ class Run:
 
     panels: letters of the panels that show it.
     network: as the figure names it, without the condition.
-    condition: what distinguishes it from other runs of the network: initialization, homeostasis, ...
+    condition: what sets it apart from other runs of the network: initialization, homeostasis, ...
     trained: False if the network at its initialization is all that is asked for.
     records: besides the scores. "initial" and "trained" are firing rates, surrogate gradients and
         weight updates of every layer at that stage; "example" the spikes of a sample before and
@@ -138,21 +140,28 @@ def execute(run: Run, folder: Path, tasks: Tasks, reporter: Reporter | None = No
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        task = tasks.of(run.config)
-        # First what needs no training, so that it is there whatever becomes of the training.
-        if "initial" in run.records:
-            _record_layers(run, task, folder, "initial")
-        if run.trained and not (folder / "result.json").is_file():
-            resume = (folder / "checkpoint.safetensors").is_file()
-            train(run.config, task, folder, resume=resume, reporter=reporter)
-        if "trained" in run.records:
-            _record_layers(run, task, folder, "trained")
-        example = _record_path(folder, "example")
-        if "example" in run.records and not example.is_file():
-            record_example(run.config, task, folder, example)
+        with warnings.catch_warnings():
+            # Layers that a start leaves silent are what the experiments are about.
+            warnings.simplefilter("ignore", ActivityWarning)
+            _execute(run, folder, tasks, reporter)
     except ValueError as error:
         content = {"message": str(error), "settings": run.config.as_dict()}
         write_atomically(folder / FAILED_NAME, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _execute(run: Run, folder: Path, tasks: Tasks, reporter: Reporter | None) -> None:
+    task = tasks.of(run.config)
+    # First what needs no training, so that it is there whatever becomes of the training.
+    if "initial" in run.records:
+        _record_layers(run, task, folder, "initial")
+    if run.trained and not (folder / "result.json").is_file():
+        resume = (folder / "checkpoint.safetensors").is_file()
+        train(run.config, task, folder, resume=resume, reporter=reporter)
+    if "trained" in run.records:
+        _record_layers(run, task, folder, "trained")
+    example = _record_path(folder, "example")
+    if "example" in run.records and not example.is_file():
+        record_example(run.config, task, folder, example)
 
 
 def _record_layers(run: Run, task: Task, folder: Path, stage: str) -> None:
@@ -169,7 +178,9 @@ def run_rows(run: Run, folder: Path) -> list[dict[str, Any]]:
         result = json.loads((folder / "result.json").read_text())
         history = _history(folder)
         best = history[result["best_epoch"] - 1]
-        reached = [row["epoch"] for row in history if row["train_accuracy"] >= EPOCHS_TO]
+        supervised = history[run.config.priming_epochs :]
+        accuracies = [row["train_accuracy"] for row in supervised]
+        reached = [i for i, value in enumerate(accuracies, start=1) if value >= EPOCHS_TO]
         rows += [
             _row("test_accuracy", "trained", result["test_accuracy"]),
             _row("validation_accuracy", "trained", result["validation_accuracy"]),
@@ -233,9 +244,7 @@ def _curves(history: list[dict[str, float]]) -> list[dict[str, Any]]:
     for epoch in history:
         for name, rate in epoch.items():
             if name.startswith("rate_"):
-                rows.append(
-                    _row("epoch_firing_rate", str(int(epoch["epoch"])), rate, _layer(name))
-                )
+                rows.append(_row("epoch_firing_rate", str(int(epoch["epoch"])), rate, _layer(name)))
     return rows
 
 

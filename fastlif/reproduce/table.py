@@ -27,6 +27,8 @@ COLUMNS = (
     "status",  # finished, failed or skipped
     "message",  # why, where the status is not finished
 )
+# Words, also where they look like numbers.
+WORDS = ("label", "panels", "network", "condition", "data", "message", "metric", "stage", "layer")
 METRIC_COLUMNS = ("metric", "stage", "layer", "value", "paper", "paper_std")
 
 
@@ -116,14 +118,16 @@ class Table:
         """A table that `text` wrote; what looks like a number is one, an empty field is None."""
         with open(path, newline="") as file:
             return Table(
-                {name: _parsed(field) for name, field in row.items()}
+                {name: _parsed(name, field) for name, field in row.items()}
                 for row in csv.DictReader(file)
             )
 
 
-def _parsed(field: str) -> Any:
+def _parsed(name: str, field: str) -> Any:
     if field == "":
         return None
+    if name in WORDS:
+        return field
     if field in ("True", "False"):
         return field == "True"
     for kind in (int, float):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastlif import plots
+from fastlif.plots.style import POPULATION_COLORS
 from fastlif.reproduce.examples import draw_example
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.panels import (
-    FULL_WIDTH,
     NETWORK_COLORS,
     Series,
     accuracy_axis,
@@ -30,7 +31,7 @@ PAIRS = (
     ("c", "Dalian dense", "shd-dalian", "dense-160", "shd-dense160"),
     ("d", "Dalian conv-3", "shd-dalian-conv3", "conv-3", "shd-conv3"),
 )
-EXCITATORY, INHIBITORY = "#D55E00", "#0072B2"
+EXCITATORY, INHIBITORY = POPULATION_COLORS["excitatory"], POPULATION_COLORS["inhibitory"]
 
 
 def plan_7(plan: Plan) -> None:
@@ -44,9 +45,7 @@ def plan_7(plan: Plan) -> None:
 
 def draw_7(results: Results) -> Figure:
     """Panels a to d of figure 7; c and d hold validation and test accuracy."""
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(FULL_WIDTH, 4.8), layout="constrained")
+    figure = plots.figure(122, plots.PAGE)
     grid = figure.add_gridspec(2, 4)
     a = figure.add_subplot(grid[0, :2])
     _draw_scheme(a)

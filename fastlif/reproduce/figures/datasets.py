@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fastlif import plots
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.figures.homeostasis import HOMEOSTASIS
 from fastlif.reproduce.panels import (
-    FULL_WIDTH,
     absent,
     accuracy_axis,
     bars,
@@ -54,9 +54,9 @@ COLUMNS = (
 
 
 def _add(plan: Plan, column: _Column, panels: str) -> None:
-    size = {"from_scale": column.from_scale}
+    size: dict[str, Any] = {"from_scale": column.from_scale}
     plan.add(panels, column.network, column.preset, **size)
-    kaiming = {"targets": None, "initialization": "kaiming", **size}
+    kaiming: dict[str, Any] = {"targets": None, "initialization": "kaiming", **size}
     plan.add(panels, column.network, column.preset, KAIMING, **kaiming)
     if column.homeostasis:
         changes = kaiming | HOMEOSTASIS
@@ -78,45 +78,37 @@ def plan_table_1(plan: Plan) -> None:
 
 def draw_6(results: Results) -> Figure:
     """Bars of test accuracies, those of the paper beside ours."""
-    import matplotlib.pyplot as plt
-
     shown = [column for column in COLUMNS if column.panel]
-    figure, axes = plt.subplots(
-        1,
-        len(shown),
-        figsize=(FULL_WIDTH * 1.15, 2.5),
-        width_ratios=[3 if column.homeostasis else 2 for column in shown],
-        layout="constrained",
+    figure = plots.figure(71, 1.15 * plots.PAGE)
+    axes = figure.subplots(
+        1, len(shown), width_ratios=[3 if column.homeostasis else 2 for column in shown]
     )
     for ax, column in zip(axes, shown, strict=True):
         conditions = [c for c in CONDITIONS if column.homeostasis or c != KAIMING_HOMEOSTASIS]
         letter(ax, column.panel)
         missing = results.table.where(network=column.network, status="skipped").distinct("message")
         name = results.data_name(column.data)
-        ax.set_title(f"{name}, {column.layers} layers", fontsize=7)
+        ax.set_title(f"{name}\n{column.layers} layers", fontsize=7)
         if missing:
             absent(ax, f"no {DATA_SETS[column.data].name} data")
             continue
-        paper = f"paper ({DATA_SETS[column.data].name})"
-        bars(ax, results.table, column.network, conditions, "test_accuracy", paper)
+        bars(ax, results.table, column.network, conditions, "test_accuracy")
         accuracy_axis(ax, "test accuracy")
+        ax.set_ylim(0.0, 118.0)
         ax.tick_params(axis="x", labelrotation=90, labelsize=6)
         if column.panel != "a":
             ax.set_ylabel("")
-    axes[0].legend(frameon=False, fontsize=5.5, loc="lower left", bbox_to_anchor=(0.0, 1.12))
+    axes[0].legend(frameon=False, fontsize=5.5, loc="lower left", bbox_to_anchor=(-0.1, 1.2))
     footnotes(figure, results)
     return figure
 
 
 def draw_table_1(results: Results) -> Figure:
     """The table, ours above the paper's in every cell."""
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(FULL_WIDTH * 1.15, 2.2), layout="constrained")
+    figure = plots.figure(56, 1.15 * plots.PAGE)
+    ax = figure.subplots()
     ax.set_axis_off()
-    cells = [
-        [_cell(results, column, condition) for column in COLUMNS] for condition in CONDITIONS
-    ]
+    cells = [[_cell(results, column, condition) for column in COLUMNS] for condition in CONDITIONS]
     headings = [f"{results.data_name(c.data)}\n$n_H$ = {c.layers}" for c in COLUMNS]
     table = ax.table(
         cells,

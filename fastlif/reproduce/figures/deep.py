@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastlif import plots
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.panels import (
-    FULL_WIDTH,
     NETWORK_COLORS,
     PAPER_COLOR,
     Series,
@@ -39,12 +39,12 @@ BEYOND_SMALL = 0.1  # from this scale on with ten layers and with feed-forward n
 
 
 def plan_4(plan: Plan) -> None:
-    """Curves of three depths, Kaiming beside them, depth with and without recurrence, magnitudes."""
+    """Curves of three depths with Kaiming, test accuracy by depth, magnitudes by layer."""
     targets = plan.targets()
     for network, preset in DEPTHS.items():
         plan.add("abc", network, preset, targets=targets)
         plan.add("a", network, preset, KAIMING, targets=None, initialization="kaiming")
-    plan.add("def", "conv-7", "shd-conv7", targets=BY_DEPTH, records=("initial",), trained=False)
+    plan.look("def", "conv-7", "shd-conv7", BY_DEPTH)
     plan.add("b", *DEEPEST, from_scale=BEYOND_SMALL)
     for network, preset in (*DEPTHS.items(), DEEPEST):
         plan.add("b", network, preset, FEEDFORWARD, recurrent=False, from_scale=BEYOND_SMALL)
@@ -52,10 +52,9 @@ def plan_4(plan: Plan) -> None:
 
 def draw_4(results: Results) -> Figure:
     """Panels a to f of figure 4."""
-    import matplotlib.pyplot as plt
-
     table, name = results.table, results.data_name("events")
-    figure, axes = plt.subplots(2, 3, figsize=(FULL_WIDTH, 4.6), layout="constrained")
+    figure = plots.figure(117, plots.PAGE)
+    axes = figure.subplots(2, 3)
     a, b, c, d, e, f = axes.flat
     draw_accuracies(a, table, name, DEPTHS)
     _draw_depths(b, table)
@@ -74,6 +73,7 @@ def draw_4(results: Results) -> Figure:
         ax.set_ylabel(label)
         if metric == "firing_rate":
             ax.set_yscale("symlog", linthresh=1.0)
+            ax.set_ylim(bottom=0.0)
             ax.axhline(10.0, color="0.7", lw=0.8, ls=":", zorder=0)
         else:
             ax.set_yscale("log")
@@ -176,12 +176,9 @@ def plan_s6(plan: Plan) -> None:
 
 def draw_s6(results: Results) -> Figure:
     """Validation and test accuracy of feed-forward networks."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(0.7 * FULL_WIDTH, 2.4), layout="constrained")
-    for ax, panel, metric in zip(
-        axes, "ab", ("validation_accuracy", "test_accuracy"), strict=True
-    ):
+    figure = plots.figure(61, 0.7 * plots.PAGE)
+    axes = figure.subplots(1, 2)
+    for ax, panel, metric in zip(axes, "ab", ("validation_accuracy", "test_accuracy"), strict=True):
         name = results.data_name("events")
         draw_accuracies(ax, results.table, name, DEPTHS, FEEDFORWARD, metric)
         letter(ax, panel)

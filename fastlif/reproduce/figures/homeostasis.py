@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlif import plots
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.panels import (
-    FULL_WIDTH,
     NETWORK_COLORS,
     absent,
     compare,
@@ -26,7 +26,7 @@ __all__ = ["FIGURE_5", "HOMEOSTASIS", "ONGOING"]
 NETWORK, PRESET = "conv-3", "shd-conv3"
 ONGOING, PRIMING = "homeostasis", "priming"
 # Every neuron is to spike once (eq 24); the paper does not print the strength.
-HOMEOSTASIS = {"lower_strength": 1.0, "v_lower": 1.0}
+HOMEOSTASIS: dict[str, Any] = {"lower_strength": 1.0, "v_lower": 1.0}
 COLORS = dict(zip((PLAIN, ONGOING, PRIMING), NETWORK_COLORS, strict=False))
 SMALL = 0.2  # the target whose firing rates are shown
 
@@ -50,9 +50,8 @@ def plan_5(plan: Plan) -> None:
 
 def draw_5(results: Results) -> Figure:
     """Panels a to d of figure 5."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 4, figsize=(FULL_WIDTH, 2.3), layout="constrained")
+    figure = plots.figure(58, plots.PAGE)
+    axes = figure.subplots(1, 4)
     a, b, c, d = axes
     _draw_rates(a, results)
     name = results.data_name("events")
@@ -62,7 +61,7 @@ def draw_5(results: Results) -> Figure:
         (d, "test_accuracy", (ONGOING, PRIMING)),
     ):
         conditions = {PLAIN: "neither"} | {other: other for other in others}
-        compare(ax, results.table, metric, NETWORK, conditions)
+        compare(ax, results.table, metric, NETWORK, conditions, colors=COLORS)
         ax.set_title(f"{NETWORK}, {name}", fontsize=7)
     for ax, panel in zip(axes, "abcd", strict=True):
         letter(ax, panel)

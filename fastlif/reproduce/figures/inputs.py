@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fastlif import plots
 from fastlif.data import mean_firing_rate
 from fastlif.data.randman import manifold_points
 from fastlif.init import centred_distribution, psp_integrals
 from fastlif.layers import LIReadout
 from fastlif.reproduce.experiment import Arrays, Experiment, Measured, Results
 from fastlif.reproduce.figures.theory import DT, TAU_MEM, TAU_SYN, gaussian
-from fastlif.reproduce.panels import FULL_WIDTH, absent, footnotes, letter
+from fastlif.reproduce.panels import absent, footnotes, letter
 from fastlif.reproduce.plan import Plan
 from fastlif.reproduce.runs import Tasks
 from fastlif.reproduce.sources import DATA_SETS, Sources
@@ -154,9 +154,7 @@ def _manifolds() -> Arrays:
 
 def draw(results: Results) -> Figure:
     """Data, distributions and measured fluctuations: Randman above, SHD below."""
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(FULL_WIDTH, 4.4), layout="constrained")
+    figure = plots.figure(112, plots.PAGE)
     grid = figure.add_gridspec(2, 3, width_ratios=(3.4, 3.6, 2.2))
     for row, one in enumerate(INPUTS):
         table = results.table.where(data=results.data_name(one.kind))
@@ -168,7 +166,9 @@ def draw(results: Results) -> Figure:
             continue
         first = _draw_data(figure, grid[row, 0], results, one, name)
         targets = sorted(table.distinct("target"))
-        shown = targets if len(targets) <= 3 else [targets[0], targets[len(targets) // 2], targets[-1]]
+        shown = (
+            targets if len(targets) <= 3 else [targets[0], targets[len(targets) // 2], targets[-1]]
+        )
         places = grid[row, 1].subgridspec(1, len(shown))
         axes = [figure.add_subplot(places[0, i]) for i in range(len(shown))]
         for ax, target in zip(axes, shown, strict=True):
@@ -182,9 +182,7 @@ def draw(results: Results) -> Figure:
     return figure
 
 
-def _draw_data(
-    figure: Figure, place: Any, results: Results, one: _Input, name: str
-) -> Axes:
+def _draw_data(figure: Figure, place: Any, results: Results, one: _Input, name: str) -> Axes:
     """Rasters of two classes; for Randman two manifolds to their left. Returns the first axes."""
     data = results.arrays.get(one.kind, {})
     rasters = [data[f"raster {i}"] for i in range(N_RASTERS) if f"raster {i}" in data]

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlif import plots
 from fastlif.init import psp_integrals
 from fastlif.reproduce.examples import draw_example
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.panels import (
-    FULL_WIDTH,
+    Series,
     absent,
     compare,
     footnotes,
     letter,
     over_targets,
-    Series,
 )
 from fastlif.reproduce.plan import PLAIN, Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 __all__ = ["DENSE", "FIGURE_3", "RANDMAN"]
 
@@ -94,28 +94,26 @@ def plan_3(plan: Plan) -> None:
 
 def draw_3(results: Results) -> Figure:
     """Panels a to i of figure 3."""
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(FULL_WIDTH, 6.6), layout="constrained")
-    grid = figure.add_gridspec(3, 12, height_ratios=(1.15, 1.15, 0.9))
-    for network, panels, stages, place in (
-        (RANDMAN, "ab", ("initial", "trained"), grid[0, :7]),
-        (DENSE, "d", ("trained",), grid[1, :4]),
+    figure = plots.figure(178, plots.PAGE)
+    rows: Any = figure.subfigures(3, 1, height_ratios=(1.1, 1.1, 0.85))
+    upper = rows[0].add_gridspec(1, 3, width_ratios=(1.0, 1.0, 1.2))
+    middle = rows[1].add_gridspec(1, 3, width_ratios=(1.0, 1.2, 1.0))
+    for part, place, network, panel, stage in (
+        (rows[0], upper[0, 0], RANDMAN, "a", "initial"),
+        (rows[0], upper[0, 1], RANDMAN, "b", "trained"),
+        (rows[1], middle[0, 0], DENSE, "d", "trained"),
     ):
         example = results.example(network=network, condition=PLAIN, target=1.0)
-        parts = place.subgridspec(1, len(stages))
-        for number, (panel, stage) in enumerate(zip(panels, stages, strict=True)):
-            title = _example_title(results, network, stage)
-            first = draw_example(figure, parts[0, number], example, stage, title)
-            letter(first, panel)
-    for search, place in zip(SEARCHES, (grid[0, 7:], grid[1, 4:8]), strict=True):
-        ax = figure.add_subplot(place)
-        _draw_search(figure, ax, results, search)
+        title = _example_title(results, network, stage)
+        letter(draw_example(part, place, example, stage, title), panel)
+    for search, part, place in zip(SEARCHES, rows[:2], (upper[0, 2], middle[0, 1]), strict=True):
+        ax = part.add_subplot(place)
+        _draw_search(part, ax, results, search)
         letter(ax, search.panel)
-    f = figure.add_subplot(grid[1, 8:])
+    f = rows[1].add_subplot(middle[0, 2])
     compare(f, results.table, "validation_accuracy", DENSE, {PLAIN: results.data_name("events")})
     letter(f, "f")
-    _draw_magnitudes([figure.add_subplot(grid[2, 4 * i : 4 * i + 4]) for i in range(3)], results)
+    _draw_magnitudes(list(rows[2].subplots(1, 3)), results)
     footnotes(figure, results)
     return figure
 
@@ -131,11 +129,11 @@ def _example_title(results: Results, network: str, stage: str) -> str:
     if not tested.values():
         return f"{name}, after training"
     here = 100.0 * float(np.mean(tested.values()))
-    paper = f", paper {100.0 * known.pop():.1f} %" if known else ""
-    return f"{name}, after: test {here:.1f} %{paper}"
+    paper = f"; paper {100.0 * known.pop():.1f}" if known else ""
+    return f"{name}, after training\n(test {here:.1f} %{paper})"
 
 
-def _draw_search(figure: Figure, ax: Axes, results: Results, search: _Search) -> None:
+def _draw_search(figure: SubFigure, ax: Axes, results: Results, search: _Search) -> None:
     """Validation accuracy over the grid and the lines of constant xi."""
     runs = results.table.where(network=search.network, condition=GRID)
     found = runs.where(metric="validation_accuracy").over("mu_w", "sigma_w")
@@ -181,9 +179,7 @@ def _draw_xi(ax: Axes, n_inputs: int, rate: float) -> None:
 def _edges(centres: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Borders of cells around the values of an axis."""
     middle = 0.5 * (centres[1:] + centres[:-1])
-    return np.concatenate(
-        [[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]]
-    )
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
 def _draw_magnitudes(axes: list[Axes], results: Results) -> None:
@@ -207,7 +203,7 @@ def _draw_magnitudes(axes: list[Axes], results: Results) -> None:
             continue
         positive = [row for row in of_metric if row["value"] > 0.0]
         series = [
-            Series("hidden layer", {"layer": 1}, "#0072B2", kaiming=None),
+            Series("hidden layer", {"layer": "1"}, "#0072B2", kaiming=None),
             Series("readout", {"layer": "readout"}, "#D55E00", kaiming=None),
         ]
         wanted = series if metric != "firing_rate" else series[:1]
@@ -216,6 +212,7 @@ def _draw_magnitudes(axes: list[Axes], results: Results) -> None:
         ax.set_ylabel(label)
         if metric == "firing_rate":
             ax.set_yscale("symlog", linthresh=1.0)
+            ax.set_ylim(bottom=0.0)
         else:
             ax.set_yscale("log")
             ax.legend(frameon=False, fontsize=6)

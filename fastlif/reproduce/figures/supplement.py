@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fastlif import plots
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.figures.deep import FEEDFORWARD
 from fastlif.reproduce.figures.homeostasis import HOMEOSTASIS, ONGOING
 from fastlif.reproduce.figures.shallow import DENSE, RANDMAN
 from fastlif.reproduce.panels import (
-    FULL_WIDTH,
     NETWORK_COLORS,
     Series,
     absent,
@@ -46,17 +46,19 @@ def plan_s4(plan: Plan) -> None:
 
 def draw_s4(results: Results) -> Figure:
     """Firing rates and accuracies after training."""
-    figure, axes = _row_of(5)
+    figure = plots.figure(112, plots.PAGE)
+    rows: Any = figure.subfigures(2, 1)
+    upper, lower = rows
+    axes = [*upper.subplots(1, 3), *lower.subplots(1, 3)]
+    axes.pop().set_axis_off()
     conditions = {PLAIN: "bounded at 10 Hz", UNBOUNDED: "not bounded"}
-    for ax, network, condition, title in (
-        (axes[0], DENSE, PLAIN, "dense, bounded"),
-        (axes[1], DENSE, UNBOUNDED, "dense, not bounded"),
-    ):
-        _draw_rates(ax, results, network, {condition: title})
+    for ax, condition in ((axes[0], PLAIN), (axes[1], UNBOUNDED)):
+        _draw_rates(ax, results, DENSE, {condition: conditions[condition]})
     compare(axes[2], results.table, "validation_accuracy", DENSE, conditions)
     _draw_rates(axes[3], results, "conv-3", conditions)
     compare(axes[4], results.table, "validation_accuracy", "conv-3", conditions)
-    for ax, name in zip(axes, (DENSE, DENSE, DENSE, "conv-3", "conv-3"), strict=True):
+    names = ("dense, bounded", "dense, not bounded", "dense", "conv-3", "conv-3")
+    for ax, name in zip(axes, names, strict=True):
         ax.set_title(f"{name}, {results.data_name('events')}", fontsize=7)
     return _finished(figure, axes, "abcde", results)
 
@@ -87,7 +89,9 @@ def draw_s5(results: Results) -> Figure:
     figure, axes = _row_of(2)
     for ax, network, kind in zip(axes, (RANDMAN, DENSE), ("randman", "events"), strict=True):
         name = results.data_name(kind)
-        compare(ax, results.table, "validation_accuracy", network, {RECURRENT: f"recurrent, {name}"})
+        compare(
+            ax, results.table, "validation_accuracy", network, {RECURRENT: f"recurrent, {name}"}
+        )
     return _finished(figure, axes, "ab", results)
 
 
@@ -114,9 +118,8 @@ def plan_s8(plan: Plan) -> None:
 
 def draw_s8(results: Results) -> Figure:
     """Accuracy, and surrogate gradients by depth before and after training."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(FULL_WIDTH, 4.4), layout="constrained")
+    figure = plots.figure(112, plots.PAGE)
+    axes = figure.subplots(2, 3)
     table = results.table
     for row, (plain, rescaled, title) in enumerate(
         (
@@ -137,8 +140,15 @@ def draw_s8(results: Results) -> Figure:
             ax.set(yscale="log", ylabel=r"rescaled $|\partial L/\partial S|$")
             when = "before" if stage == "initial" else "after"
             ax.set_title(f"{title}, {when} training", fontsize=7)
-            if column == 1:
-                ax.legend(title=r"$\sigma_U$", frameon=False, fontsize=5.5, title_fontsize=6)
+            if column == 2:
+                ax.legend(
+                    title=r"$\sigma_U$",
+                    frameon=False,
+                    fontsize=5.5,
+                    title_fontsize=6,
+                    loc="center left",
+                    bbox_to_anchor=(1.0, 0.5),
+                )
     return _finished(figure, list(axes.flat), "abcdef", results)
 
 
@@ -177,12 +187,13 @@ def draw_s9(results: Results) -> Figure:
 def plan_s10(plan: Plan) -> None:
     """The three-layer network with and without skip connections and homeostasis."""
     targets = plan.targets()
-    for panels, condition, changes in (
+    conditions: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("bcd", PLAIN, {}),
         ("bd", SKIP, {"skip": True}),
         ("cd", ONGOING, HOMEOSTASIS),
         ("cd", SKIP_HOMEOSTASIS, {"skip": True, **HOMEOSTASIS}),
-    ):
+    )
+    for panels, condition, changes in conditions:
         plan.add(panels, "conv-3", "shd-conv3", condition, targets=targets, **changes)
 
 
@@ -243,10 +254,8 @@ def _draw_skips(ax: Axes) -> None:
 
 
 def _row_of(n_panels: int) -> tuple[Figure, list[Axes]]:
-    import matplotlib.pyplot as plt
-
-    width = FULL_WIDTH * min(1.0, 0.35 * n_panels)
-    figure, axes = plt.subplots(1, n_panels, figsize=(width, 2.3), layout="constrained")
+    figure = plots.figure(58, min(1.0, 0.35 * n_panels) * plots.PAGE)
+    axes = figure.subplots(1, n_panels)
     return figure, list(axes)
 
 

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastlif import plots
 from fastlif.init import centred_distribution, psp_integrals
 from fastlif.layers import LIFLinear
 from fastlif.ops.reference import stack_trace
 from fastlif.reproduce.experiment import Experiment, Measured, Results
 from fastlif.reproduce.panels import (
-    FULL_WIDTH,
     absent,
     footnotes,
     letter,
@@ -90,7 +90,7 @@ def _response() -> dict[str, NDArray[Any]]:
         spikes = torch.zeros(n_steps, 1, 1)
         spikes[0] = 1.0
         membrane = _membranes(layer, spikes, spiking=False)[0][:, 0, 0]
-    time = np.linspace(0.0, n_steps * DT, 400)
+    time: NDArray[Any] = np.linspace(0.0, n_steps * DT, 400)
     continuous = (np.exp(-time / TAU_MEM) - np.exp(-time / TAU_SYN)) * TAU_SYN / (TAU_MEM - TAU_SYN)
     return {
         "step_time": np.arange(n_steps) * DT,
@@ -110,11 +110,11 @@ def _simulate(target: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
         layer.weight.normal_(weights.mean, weights.std, generator=generator)
         # A neuron's own mean scatters around mu_U as its weights do; balanced ones have none.
-        layer.weight -= layer.weight.mean(1, keepdim=True)
+        layer.weight.sub_(layer.weight.mean(1, keepdim=True))
         spikes = (torch.rand(N_STEPS, 1, N_INPUTS, generator=generator) < RATE * DT).float()
         free, _ = _membranes(layer, spikes, spiking=False)
         reset, emitted = _membranes(layer, spikes, spiking=True)
-    return tuple(part[WARMUP:, 0] for part in (free, reset, emitted))  # type: ignore[return-value]
+    return free[WARMUP:, 0], reset[WARMUP:, 0], emitted[WARMUP:, 0]
 
 
 def _membranes(layer: LIFLinear, spikes: Tensor, *, spiking: bool) -> tuple[Tensor, Tensor]:
@@ -140,10 +140,8 @@ def _shown(target: float, free: Tensor, reset: Tensor, spikes: Tensor) -> dict[s
 
 def draw(results: Results) -> Figure:
     """Response, traces, distributions and fluctuations against their targets."""
-    import matplotlib.pyplot as plt
-
     targets = results.table.distinct("target")
-    figure = plt.figure(figsize=(FULL_WIDTH, 4.3), layout="constrained")
+    figure = plots.figure(109, plots.PAGE)
     grid = figure.add_gridspec(2, 6, height_ratios=(1.0, 1.0))
     a, d = figure.add_subplot(grid[0, :2]), figure.add_subplot(grid[1, 4:])
     traces = figure.add_subplot(grid[0, 2:])
