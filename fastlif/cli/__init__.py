@@ -12,6 +12,7 @@ except ImportError as error:
 
 from fastlif.cli.information import info
 from fastlif.cli.inspecting import inspect
+from fastlif.cli.reproducing import reproduce
 from fastlif.cli.training import train
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(inspect)
+app.command()(reproduce)
 app.command()(info)
 
 

@@ -85,8 +85,11 @@ class Run:
 
 
 def configured(name: str, changes: Mapping[str, Any]) -> TrainConfig:
-    """The paper's settings for a preset with changes of the run's or the regularization's."""
-    config = default_config(name)
+    """The paper's settings for a preset with changes of the run's or the regularization's.
+
+    Another optimizer brings its own learning rate, unless one is given.
+    """
+    config = default_config(name, changes.get("optimizer", "smorms3"))
     bounds = {field.name for field in dataclasses.fields(Regularization)}
     regularization = {key: value for key, value in changes.items() if key in bounds}
     return dataclasses.replace(
