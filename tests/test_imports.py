@@ -25,6 +25,7 @@ ORDER = (
     ("inspection",),
     ("plots",),
     ("train",),
+    ("reproduce",),
     ("cli",),
 )
 RANK = {unit: row for row, units in enumerate(ORDER) for unit in units}
@@ -53,6 +54,7 @@ NOT_IN_CORE = {
     "fastlif.data",
     "fastlif.inspection",
     "fastlif.plots",
+    "fastlif.reproduce",
     "fastlif.cli",
 }
 
