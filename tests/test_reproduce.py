@@ -94,7 +94,9 @@ def test_runs_of_the_full_size():
     assert plan.shrunk() == ""
     # Seven networks, two initializations each and homeostasis for three of them.
     assert len(plan.runs) == 5 * (2 * 7 + 3)
-    (run,) = {r for r in plan.runs if r.config.seed == 3 and r.label().startswith("conv-7, Kaiming +")}
+    (run,) = {
+        r for r in plan.runs if r.config.seed == 3 and r.label().startswith("conv-7, Kaiming +")
+    }
     assert run.config.initialization == "kaiming" and run.target is None
     assert run.config.regularization.lower_strength == 1.0
     assert run.config.regularization.upper_strength == 0.01  # the preset's own stays

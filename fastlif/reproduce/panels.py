@@ -31,6 +31,7 @@ __all__ = [
     "by_layer",
     "compare",
     "footnotes",
+    "legend",
     "letter",
     "over_targets",
     "paper_entry",
@@ -67,6 +68,12 @@ def letter(ax: Axes, name: str) -> None:
         fontweight="bold",
         fontsize=10,
     )
+
+
+def legend(ax: Axes, **settings: Any) -> None:
+    """A legend of what is drawn, none of nothing."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(**settings)
 
 
 def absent(ax: Axes, text: str) -> None:
@@ -178,7 +185,7 @@ def compare(
     accuracy_axis(ax, f"{metric.split('_')[0]} accuracy")
     if any(published(metric, network, condition) for condition in conditions):
         paper_entry(ax, "SHD")
-    ax.legend(frameon=False, fontsize=6)
+    legend(ax, fontsize=6)
 
 
 def _band(

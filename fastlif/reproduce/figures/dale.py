@@ -13,6 +13,7 @@ from fastlif.reproduce.panels import (
     Series,
     accuracy_axis,
     footnotes,
+    legend,
     letter,
     over_targets,
     paper_entry,
@@ -72,7 +73,7 @@ def _draw_pair(ax: Axes, results: Results, metric: str, dalian: str, other: str)
     accuracy_axis(ax, f"{metric.split('_')[0]} accuracy")
     if any(published(metric, name, PLAIN) for name in (dalian, other)):
         paper_entry(ax, "SHD")
-    ax.legend(frameon=False, fontsize=5.5)
+    legend(ax, fontsize=5.5)
 
 
 def _draw_scheme(ax: Axes) -> None:

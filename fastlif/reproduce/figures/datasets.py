@@ -13,6 +13,7 @@ from fastlif.reproduce.panels import (
     accuracy_axis,
     bars,
     footnotes,
+    legend,
     letter,
 )
 from fastlif.reproduce.paper import published
@@ -98,7 +99,7 @@ def draw_6(results: Results) -> Figure:
         ax.tick_params(axis="x", labelrotation=90, labelsize=6)
         if column.panel != "a":
             ax.set_ylabel("")
-    axes[0].legend(frameon=False, fontsize=5.5, loc="lower left", bbox_to_anchor=(-0.1, 1.2))
+    legend(axes[0], fontsize=5.5, loc="lower left", bbox_to_anchor=(-0.1, 1.2))
     footnotes(figure, results)
     return figure
 

@@ -14,6 +14,7 @@ from fastlif.reproduce.panels import (
     accuracy_axis,
     by_layer,
     footnotes,
+    legend,
     letter,
     over_targets,
     paper_entry,
@@ -79,7 +80,7 @@ def draw_4(results: Results) -> Figure:
             ax.set_yscale("log")
         ax.set_title("conv-7 before training", fontsize=7)
     if d.lines:
-        d.legend(title=r"$\sigma_U$", frameon=False, fontsize=6, title_fontsize=6.5, ncol=2)
+        legend(d, title=r"$\sigma_U$", fontsize=6, title_fontsize=6.5, ncol=2)
     for ax, panel in zip(axes.flat, "abcdef", strict=True):
         letter(ax, panel)
     footnotes(figure, results)
@@ -104,7 +105,7 @@ def draw_accuracies(
     accuracy_axis(ax, f"{metric.split('_')[0]} accuracy")
     if any(published(metric, name, condition) for name in networks):
         paper_entry(ax, "SHD")
-    ax.legend(frameon=False, fontsize=6, title=data, title_fontsize=6.5)
+    legend(ax, fontsize=6, title=data, title_fontsize=6.5)
 
 
 def _draw_depths(ax: Axes, table: Table) -> None:
@@ -138,7 +139,7 @@ def _draw_depths(ax: Axes, table: Table) -> None:
     ax.set_xlim(-0.4, len(names) - 0.6)
     ax.set_xticks(range(len(names)), [name.removeprefix("conv-") for name in names])
     ax.set_xlabel(r"hidden layers ($\sigma_U$ = 1)")
-    ax.legend(frameon=False, fontsize=6, loc="lower left")
+    legend(ax, fontsize=6, loc="lower left")
 
 
 def _draw_speed(ax: Axes, table: Table) -> None:
@@ -156,7 +157,7 @@ def _draw_speed(ax: Axes, table: Table) -> None:
     ax.set_ylabel("epochs to 90 % training accuracy", color="black")
     ax.set_ylim(bottom=0.0)
     ax.plot([], [], "*", ms=7, color="white", mec=PAPER_COLOR, label="paper (SHD)")
-    ax.legend(frameon=False, fontsize=6)
+    legend(ax, fontsize=6)
 
 
 FIGURE_4 = Experiment(

@@ -13,6 +13,7 @@ from fastlif.reproduce.panels import (
     absent,
     compare,
     footnotes,
+    legend,
     letter,
 )
 from fastlif.reproduce.plan import PLAIN, PRIMING_EPOCHS, Plan
@@ -86,7 +87,7 @@ def _draw_rates(ax: Axes, results: Results) -> None:
     ax.set(xlabel="epoch", ylabel=f"rate of layer {last} (Hz)")
     ax.set_title(f"$\\sigma_U$ = {SMALL:g}", fontsize=7)
     ax.set_ylim(bottom=0.0)
-    ax.legend(frameon=False, fontsize=6)
+    legend(ax, fontsize=6)
 
 
 FIGURE_5 = Experiment(

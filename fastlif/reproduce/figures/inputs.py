@@ -17,7 +17,7 @@ from fastlif.init import centred_distribution, psp_integrals
 from fastlif.layers import LIReadout
 from fastlif.reproduce.experiment import Arrays, Experiment, Measured, Results
 from fastlif.reproduce.figures.theory import DT, TAU_MEM, TAU_SYN, gaussian
-from fastlif.reproduce.panels import absent, footnotes, letter
+from fastlif.reproduce.panels import absent, footnotes, legend, letter
 from fastlif.reproduce.plan import Plan
 from fastlif.reproduce.runs import Tasks
 from fastlif.reproduce.sources import DATA_SETS, Sources
@@ -249,7 +249,7 @@ def _draw_fluctuations(ax: Axes, table: Any, color: str, name: str) -> None:
         ax.plot(targets, mean, "o-", ms=3, color=shade, label=label)
     ax.plot(targets, targets, "--", color="black", lw=0.9, label="theory")
     ax.set(xlabel=r"target $\sigma_U$", ylabel=r"measured $\hat\sigma_U$")
-    ax.legend(frameon=False, fontsize=6.5)
+    legend(ax, fontsize=6.5)
 
 
 FIGURE_2 = Experiment(

@@ -16,6 +16,7 @@ from fastlif.reproduce.panels import (
     absent,
     compare,
     footnotes,
+    legend,
     letter,
     over_targets,
 )
@@ -215,7 +216,7 @@ def _draw_magnitudes(axes: list[Axes], results: Results) -> None:
             ax.set_ylim(bottom=0.0)
         else:
             ax.set_yscale("log")
-            ax.legend(frameon=False, fontsize=6)
+            legend(ax, fontsize=6)
 
 
 FIGURE_3 = Experiment(

@@ -16,6 +16,7 @@ from fastlif.reproduce.panels import (
     by_layer,
     compare,
     footnotes,
+    legend,
     letter,
     over_targets,
 )
@@ -74,7 +75,7 @@ def _draw_rates(ax: Axes, results: Results, network: str, conditions: dict[str, 
     ax.set_ylabel("rate after training (Hz)")
     ax.set_ylim(bottom=0.0)
     if len(conditions) > 1:
-        ax.legend(frameon=False, fontsize=6)
+        legend(ax, fontsize=6)
 
 
 def plan_s5(plan: Plan) -> None:
@@ -141,9 +142,9 @@ def draw_s8(results: Results) -> Figure:
             when = "before" if stage == "initial" else "after"
             ax.set_title(f"{title}, {when} training", fontsize=7)
             if column == 2:
-                ax.legend(
+                legend(
+                    ax,
                     title=r"$\sigma_U$",
-                    frameon=False,
                     fontsize=5.5,
                     title_fontsize=6,
                     loc="center left",

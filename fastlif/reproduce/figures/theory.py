@@ -18,6 +18,7 @@ from fastlif.reproduce.experiment import Experiment, Measured, Results
 from fastlif.reproduce.panels import (
     absent,
     footnotes,
+    legend,
     letter,
     target_colors,
 )
@@ -155,7 +156,7 @@ def draw(results: Results) -> Figure:
     for ax, target in zip(axes, shown, strict=True):
         _draw_density(ax, results, target, colors[target])
     axes[0].set_ylabel("density")
-    axes[-1].legend(frameon=False, fontsize=6, loc="upper left")
+    legend(axes[-1], fontsize=6, loc="upper left")
     _draw_fluctuations(d, results)
     for ax, name in ((a, "a"), (traces, "b"), (axes[0], "c"), (d, "d")):
         letter(ax, name)
@@ -182,7 +183,7 @@ def _draw_response(ax: Axes, results: Results) -> None:
         fontsize=7,
     )
     ax.set(xlabel="time after input spike (ms)", ylabel=r"membrane $\epsilon(t)$")
-    ax.legend(frameon=False, fontsize=6.5, loc="upper right")
+    legend(ax, fontsize=6.5, loc="upper right")
 
 
 def _draw_traces(
@@ -249,7 +250,7 @@ def _draw_fluctuations(ax: Axes, results: Results) -> None:
         axis.set_minor_locator(NullLocator())
         axis.set_major_locator(FixedLocator((0.2, 0.5, 1.0, 2.0)))
         axis.set_major_formatter("{x:g}")
-    ax.legend(frameon=False, fontsize=6.5)
+    legend(ax, fontsize=6.5)
 
 
 FIGURE_1 = Experiment(

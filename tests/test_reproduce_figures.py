@@ -1,0 +1,127 @@
+"""Every figure draws from a table: panels, the paper's numbers, and what is missing is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from fastlif import plots
+from fastlif.reproduce import EXPERIMENTS, Experiment, Options, Results, Sources, Table
+from fastlif.reproduce.experiment import collect
+from fastlif.reproduce.figures import inputs, theory
+from fastlif.reproduce.paper import published
+from tests.reproduction import made_up
+
+TRAINED = [name for name, experiment in EXPERIMENTS.items() if experiment.plan is not None]
+SMALL = Options(scale=0.05)
+PANELS = {
+    "table1": "", "fig3": "abcdefghi", "fig4": "abcdef", "fig5": "abcd", "fig6": "abcdef",
+    "fig7": "abcd", "figS4": "abcde", "figS5": "ab", "figS6": "ab", "figS8": "abcdef",
+    "figS9": "ab", "figS10": "abcd",
+}  # fmt: skip
+
+
+def drawn(experiment: Experiment, results: Results) -> Figure:
+    """The figure, laid out."""
+    with plots.style():
+        figure = experiment.draw(results)
+        figure.draw_without_rendering()
+    return figure
+
+
+def texts(figure: Figure) -> list[str]:
+    """All that is written in a figure."""
+    cells = [
+        cell.get_text()
+        for ax in figure.axes
+        for table in ax.tables
+        for cell in table.get_celld().values()
+    ]
+    return [text.get_text() for text in (*figure.findobj(Text), *cells) if text.get_text()]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_figure_has_its_panels_and_says_its_scale(name: str) -> None:
+    figure = drawn(EXPERIMENTS[name], made_up(EXPERIMENTS[name], SMALL))
+    written = texts(figure)
+    assert [letter for letter in PANELS[name] if letter not in written] == []
+    assert any("scale 0.05" in text and "1 of 5 seeds" in text for text in written)
+    assert len(figure.findobj(lambda part: hasattr(part, "get_ydata"))) > 0 or name == "table1"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_figure_of_nothing_is_still_a_figure(name: str) -> None:
+    results = Results(Table(), {}, ("skipped all: no SHD data",))
+    assert any("no SHD data" in text for text in texts(drawn(EXPERIMENTS[name], results)))
+
+
+def test_the_papers_numbers_stand_beside_ours() -> None:
+    table = texts(drawn(EXPERIMENTS["table1"], made_up(EXPERIMENTS["table1"], SMALL)))
+    for mean, std in (("83.1", "1.2"), ("83.5", "1.3"), ("77.0", "2.9"), ("54.6", "37.1")):
+        assert any(f"({mean} ± {std})" in text for text in table)
+    bars = texts(drawn(EXPERIMENTS["fig6"], made_up(EXPERIMENTS["fig6"], SMALL)))
+    assert {"83.1", "4.5", "77.0", "83.5", "86.4"} <= set(bars)
+    example = texts(drawn(EXPERIMENTS["fig3"], made_up(EXPERIMENTS["fig3"], SMALL)))
+    assert any("paper 97.3" in text for text in example)
+    assert any("paper 65.5" in text for text in example)
+
+
+def test_the_papers_numbers_are_of_its_own_conditions() -> None:
+    known = published("test_accuracy", "conv-7", "Kaiming + homeostasis", None)
+    assert known == (0.770, 0.029)
+    assert published("test_accuracy", "conv-7", "fluctuation-driven", 0.2) is None
+    assert published("test_accuracy", "conv-3", "Kaiming + homeostasis") is None
+
+
+def test_means_and_kaiming_are_where_they_belong() -> None:
+    results = made_up(EXPERIMENTS["fig4"], Options(scale=0.2, seeds=3))
+    figure = drawn(EXPERIMENTS["fig4"], results)
+    accuracies = figure.axes[0]
+    lines = {str(line.get_label()): line for line in accuracies.get_lines()}
+    found = results.table.where(metric="validation_accuracy", network="conv-7")
+    of_target = found.where(condition="fluctuation-driven").over("target")
+    x, y = lines["conv-7"].get_data()
+    assert list(x) == [key[0] for key in of_target]
+    assert list(y) == pytest.approx([100 * summary.mean for summary in of_target.values()])
+    labels = [label.get_text() for label in accuracies.get_xticklabels()]
+    assert labels[-1] == "Kaiming" and "1" in labels
+    kaiming = 100 * found.where(condition="Kaiming").over()[()].mean
+    points = [line.get_ydata() for line in accuracies.get_lines() if line.get_marker() == "s"]
+    assert any(value == pytest.approx([kaiming]) for value in points)
+
+
+def test_theory_and_simulation_agree_without_the_reset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(theory, "N_STEPS", 1500)
+    monkeypatch.setattr(theory, "N_NEURONS", 150)
+    experiment = EXPERIMENTS["fig1"]
+    plan = experiment.planned(Options(scale=0.2, seeds=1, targets=(0.2, 1.0)))
+    results = collect(experiment, plan, Sources(), tmp_path)
+    for target in (0.2, 1.0):
+        found = results.table.where(target=target, metric="sigma_u").over("stage")
+        assert found[("no reset",)].mean == pytest.approx(target, rel=0.08)
+    assert found[("reset",)].mean < 0.9  # a neuron that spikes often is kept below
+    density = results.arrays["sigma 1"]
+    assert np.sum(density["free"] * np.diff(density["edges"])) == pytest.approx(1.0, abs=0.02)
+    written = texts(drawn(experiment, results))
+    assert {"a", "b", "c", "d"} <= set(written)
+
+
+def test_the_papers_biases_of_real_data_and_data_that_is_absent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(inputs, "N_NEURONS", 100)
+    experiment = EXPERIMENTS["fig2"]
+    plan = experiment.planned(Options(seeds=1, targets=(1.0,)))
+    results = collect(experiment, plan, Sources(), tmp_path)
+    found = results.table.where(data="Randman", metric="sigma_u").over("stage")
+    assert 0.6 < found[("data",)].mean < 0.95 < found[("Poisson",)].mean + 0.1
+    (skipped,) = results.table.where(status="skipped")
+    assert "no SHD data" in skipped["message"]
+    written = texts(drawn(experiment, results))
+    assert "no SHD data" in written and {"a", "b", "c", "d"} <= set(written)

@@ -1,0 +1,231 @@
+"""Experiments from their runs to table and figure: resumed, failed, skipped, recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from fastlif.cli import app
+from fastlif.reproduce import EXPERIMENTS, Experiment, Options, Sources, Table, reproduce
+from fastlif.reproduce import runs as runs_module
+from fastlif.reproduce.figures.supplement import draw_s5
+from fastlif.reproduce.plan import Plan
+from fastlif.reproduce.runs import Run, outcome, run_arrays, run_rows
+from fastlif.train import EpochRecord, Task, default_config, load_task, train
+
+SMALL = ("--epochs", "2", "--samples", "120", "--batch-size", "60", "--seeds", "1")
+TARGETS = (0.5, 1.0)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """A small part of Randman, generated once."""
+    config = default_config("randman")
+    whole = load_task(config, None)
+    few = torch.arange(120)
+    parts = [
+        type(part)(part.spikes.select(few), part.labels[few])
+        for part in (whole.train, whole.validation, whole.test)
+    ]
+    return Task(*parts, whole.n_classes, whole.duration)
+
+
+@pytest.fixture(autouse=True)
+def small_data(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_module, "load_task", lambda config, folder: task)
+
+
+class Quiet:
+    """A Progress that keeps what it is told, and interrupts when asked to."""
+
+    def __init__(self, interrupt_run: int | None = None) -> None:
+        self.interrupt_run = interrupt_run
+        self.told: list[tuple[str, str]] = []
+
+    @contextmanager
+    def run(self, run: Run, number: int, total: int, hours_left: float) -> Iterator[Quiet]:
+        self.told.append(("begun", run.label()))
+        self.number = number
+        yield self
+
+    def run_done(self, run: Run, status: str, detail: str) -> None:
+        self.told.append((status, detail))
+
+    def run_kept(self, run: Run, status: str) -> None:
+        self.told.append(("kept", run.label()))
+
+    def run_skipped(self, run: Run, reason: str) -> None:
+        self.told.append(("skipped", reason))
+
+    def started(self, *, epochs_done: int, epochs: int, batches_per_epoch: int) -> None:
+        self.told.append(("epochs done", str(epochs_done)))
+
+    def batch_done(self) -> None:
+        pass
+
+    def epoch_done(self, record: EpochRecord, *, is_best: bool) -> None:
+        if self.number == self.interrupt_run and record.epoch == 1:
+            raise KeyboardInterrupt
+
+
+def options(**changes: object) -> Options:
+    sizes = {"epochs": 2, "seeds": 1, "targets": TARGETS, "batch_size": 60, "only": ("a",)}
+    return Options(**{**sizes, **changes})  # type: ignore[arg-type]
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["reproduce", *map(str, arguments)], env={"FASTLIF_DATA": ""})
+
+
+def test_the_command_makes_table_and_figure_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("figS5", "--only", "a", "--targets", "0.5,1", *SMALL, "--out", tmp_path)
+    result = command(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "run 2 of 2" in result.output and "2 finished" in result.output
+    table = Table.read(tmp_path / "figS5.csv")
+    assert table.distinct("target") == [0.5, 1.0] and table.distinct("seed") == [0]
+    for metric in ("test_accuracy", "validation_accuracy", "train_accuracy", "n_parameters"):
+        assert len(table.where(metric=metric).values()) == 2
+    (parameters,) = set(table.where(metric="n_parameters").values())
+    assert parameters == 20 * 128 + 128 * 128 + 128 * 10
+    row = table.rows[0]
+    assert (row["preset"], row["recurrent"], row["epochs"], row["n_samples"]) == (
+        "randman", True, 2, 120
+    )  # fmt: skip
+    assert "2 of 200 epochs" in row["shrunk"] and "only a" in row["shrunk"]
+    assert (tmp_path / "figS5.pdf").stat().st_size > 5000
+    assert (tmp_path / "figS5.png").stat().st_size > 5000
+
+    content = (tmp_path / "figS5.csv").read_bytes()
+    monkeypatch.setattr(runs_module, "train", None)  # must not be called
+    again = command(*arguments)
+    assert again.exit_code == 0 and again.output.count("finished before") == 2
+    assert (tmp_path / "figS5.csv").read_bytes() == content
+
+
+def test_an_interrupted_reproduction_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    figure = EXPERIMENTS["figS5"]
+    reproduce(figure, options(), Sources(), tmp_path / "whole", Quiet())
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(figure, options(), Sources(), tmp_path / "cut", Quiet(interrupt_run=2))
+    partial = Table.read(tmp_path / "cut" / "figS5.csv")
+    assert partial.distinct("target") == [0.5]  # the finished run is in the table already
+    after = Quiet()
+    reproduce(figure, options(), Sources(), tmp_path / "cut", after)
+    kinds = [kind for kind, _ in after.told]
+    assert kinds == ["kept", "begun", "epochs done", "finished"]
+    assert after.told[2] == ("epochs done", "1")
+    tables = [(tmp_path / name / "figS5.csv").read_bytes() for name in ("whole", "cut")]
+    assert tables[0] == tables[1]
+
+
+def test_a_failed_run_is_recorded_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails_once(config, *arguments, **more):  # type: ignore[no-untyped-def]
+        if config.sigma_u == 0.5:
+            raise ValueError("the loss must stay finite, got nan")
+        return train(config, *arguments, **more)
+
+    monkeypatch.setattr(runs_module, "train", fails_once)
+    first = Quiet()
+    out = reproduce(EXPERIMENTS["figS5"], options(), Sources(), tmp_path, first)
+    assert ("failed", "the loss must stay finite, got nan") in first.told
+    assert out.statuses == {"finished": 1, "failed": 1, "skipped": 0}
+    table = Table.read(out.table)
+    (failed,) = table.where(status="failed")
+    assert failed["target"] == 0.5 and failed["value"] is None
+    assert failed["message"] == "the loss must stay finite, got nan"
+    assert table.where(metric="test_accuracy").distinct("target") == [1.0]
+    again = Quiet()
+    reproduce(EXPERIMENTS["figS5"], options(), Sources(), tmp_path, again)
+    assert [kind for kind, _ in again.told] == ["kept", "kept"]
+
+
+def test_runs_without_data_are_skipped_and_said_so(tmp_path: Path) -> None:
+    progress = Quiet()
+    out = reproduce(EXPERIMENTS["figS5"], options(only=("b",)), Sources(), tmp_path, progress)
+    reason = "no SHD data: give --data-shd FOLDER with one *train*.h5 and one *test*.h5"
+    assert progress.told == [("skipped", reason)] * 2
+    assert out.statuses == {"finished": 0, "failed": 0, "skipped": 2}
+    rows = Table.read(out.table).rows
+    assert [row["message"] for row in rows] == [reason] * 2
+
+
+def test_a_dry_run_lists_runs_and_makes_none(tmp_path: Path) -> None:
+    result = command("figS5", "--dry-run", "--scale", 0.05, *SMALL, "--out", tmp_path / "no")
+    assert result.exit_code == 0, result.output
+    assert "2 of 4 runs to make, about" in result.output and "no data" in result.output
+    assert "Recurrent networks with one hidden layer" in result.output
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fig9",), "name must be one of table1, fig1"),
+        (("fig4", "--scale", "2"), "scale must lie in (0, 1], got 2.0"),
+        (("fig4", "--targets", "1;2"), "targets must be numbers with commas between"),
+        (("fig4", "--data", "nowhere"), "nowhere: no such folder"),
+        (("fig4", "--only", "z"), "only must name a panel or a network of fig4"),
+    ],
+)
+def test_bad_arguments_end_with_one_line(arguments, message, tmp_path: Path) -> None:
+    result = command(*arguments, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert message in result.output and "Traceback" not in result.output
+
+
+def test_what_is_recorded_besides_the_scores(tmp_path: Path) -> None:
+    def plan(plan: Plan) -> None:
+        records = ("initial", "trained", "example", "curves")
+        plan.add("a", "Randman dense", "randman", records=records)
+
+    experiment = Experiment("own", "a run with all records", draw_s5, plan)
+    reproduce(experiment, options(), Sources(), tmp_path, Quiet())
+    (run,) = experiment.planned(options()).runs
+    folder = tmp_path / "runs" / run.folder_name(Sources())
+    assert outcome(run, folder) == "finished"
+    table = Table(run_rows(run, folder))
+    for stage in ("initial", "trained"):
+        found = table.where(stage=stage)
+        assert 0.5 < found.where(metric="firing_rate", layer="1").values()[0] < 100.0
+        for metric in ("surrogate_gradient", "weight_gradient", "weight_update"):
+            values = found.where(metric=metric, layer=("1", "readout")).values()
+            assert len(values) == 2 and all(value > 0.0 for value in values), metric
+    curves = table.where(metric="epoch_firing_rate")
+    assert [(row["stage"], row["layer"]) for row in curves] == [("1", "1"), ("2", "1")]
+    arrays = run_arrays(run, folder)
+    assert arrays["initial.input"].shape == (100, 20)
+    assert arrays["trained.1"].shape == (100, 128) and arrays["trained.1"].any()
+    assert arrays["trained.readout"].shape == (100, 10)
+    # Training changed the readout, and the record is of both states.
+    assert (arrays["trained.readout"] != arrays["initial.readout"]).any()
+
+
+def test_a_look_at_the_start_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs_module, "train", None)  # must not be called
+
+    def plan(plan: Plan) -> None:
+        plan.look("d", "Randman dense", "randman", (0.01, 1.0))
+
+    experiment = Experiment("own", "a look", draw_s5, plan)
+    out = reproduce(experiment, options(only=()), Sources(), tmp_path, Quiet())
+    table = Table.read(out.table)
+    rates = table.where(metric="firing_rate", layer="1").over("target")
+    assert rates[(0.01,)].mean == 0.0 and rates[(1.0,)].mean > 1.0
+    gradients = table.where(metric="surrogate_gradient", layer="1").values()
+    assert len(gradients) == 2 and all(value > 0.0 for value in gradients)
+    settings = json.loads(next(tmp_path.glob("runs/*/layers-initial.json")).read_text())
+    assert {row["layer"] for row in settings} == {"1", "readout"}
