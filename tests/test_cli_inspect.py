@@ -14,7 +14,7 @@ from fastlif.cli import app
 from fastlif.inspection import inspect
 from fastlif.models import build
 from fastlif.train import TrainConfig, default_config, load_task
-from fastlif.train.checkpoint import load_checkpoint, restore_model
+from fastlif.train.checkpoint import load_checkpoint, restore_model, save_checkpoint
 
 from .training import CHECKPOINT, run_train
 
@@ -60,10 +60,12 @@ def test_the_best_weights_of_a_run_are_looked_at(tmp_path: Path):
     run, out = tmp_path / "run", tmp_path / "look"
     command = ("randman", "--epochs", 2, "--n-samples", 60, "--seed", 3, "--out", run)
     assert run_train(*command).exit_code == 0
+    saved = load_checkpoint(run / CHECKPOINT)
+    saved.model = {name: torch.zeros_like(tensor) for name, tensor in saved.model.items()}
+    save_checkpoint(saved, run / CHECKPOINT)  # so that the last weights are not the best
     result = run_inspect("randman", "--checkpoint", run, "--n-samples", 99, "--out", out)
     assert result.exit_code == 0, result.output
 
-    saved = load_checkpoint(run / CHECKPOINT)
     config = TrainConfig.from_dict(saved.settings)
     assert config.seed == 3 and config.n_samples == 60
     model = build("randman", recurrent=False)
