@@ -104,6 +104,7 @@ def trace_readout(reached: ReachedLayer, layer_input: Tensor | PackedSpikes) -> 
     return ops.stack(spikes, [plan], [tensors], backend=layer.backend).output
 
 
+@torch.no_grad()
 def expectation(
     reached: ReachedLayer, layer_input: Tensor | PackedSpikes, own_spikes: Tensor
 ) -> Expectation | None:
