@@ -64,6 +64,7 @@ def _numbers(run: Run, generator: np.random.Generator) -> list[dict[str, Any]]:
             found.append(_row(run, metric, "trained", value))
         epochs = None if fit < 0.5 else 18.0 / fit + generator.normal()
         found.append(_row(run, "epochs_to_90", "training", epochs))
+        found.append(_row(run, "n_classes", "", preset(run.config.preset).n_classes))
         found.append(_row(run, "input_rate", "", 5.0 if run.data == "randman" else 15.8))
         found += [
             _row(run, "test_firing_rate", "trained", 8.0 * fit + 0.1 * layer, str(layer))

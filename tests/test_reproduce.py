@@ -109,8 +109,13 @@ def test_what_is_shrunk_is_said():
     text = plan.shrunk()
     for part in ("scale 0.05", "10 of 200 epochs", "1 of 5 seeds", "2 of 12 targets"):
         assert part in text
-    assert "batches of 100" in text and "20 channels" in text and "no conv-10 below" in text
+    assert "batches of 100" in text and "20 channels" in text
+    assert "below scale 0.1 without conv-10, conv-1 feed-forward" in text
+    assert "5 of 200 epochs" in text  # of the deeper ones
     assert {run.config.batch_size for run in plan.runs} == {100}
+    assert {(run.network, run.config.epochs) for run in plan.runs} == {
+        ("conv-1", 10), ("conv-3", 10), ("conv-7", 5)
+    }  # fmt: skip
     assert {run.network for run in plan.runs} == {"conv-1", "conv-3", "conv-7"}
     trained = [run for run in plan.runs if run.trained]
     assert {(run.network, run.condition, run.target) for run in trained} == {

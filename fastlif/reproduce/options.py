@@ -63,9 +63,9 @@ class Options:
         """Seeds to run where the paper has `full` of them."""
         return range(self.seeds or max(1, round(self.scale * full)))
 
-    def epochs_of(self, full: int) -> int:
-        """Epochs of a network that the paper trained for `full`."""
-        return self.epochs or min(full, max(FEWEST_EPOCHS, round(self.scale * full)))
+    def epochs_of(self, full: int, share: float = 1.0) -> int:
+        """Epochs of a network that the paper trained for `full`, of the scale's times `share`."""
+        return self.epochs or min(full, max(FEWEST_EPOCHS, round(share * self.scale * full)))
 
     def priming_of(self, full: int, epochs: int) -> int:
         """Epochs of priming before `epochs` of training: at most half as many as those."""

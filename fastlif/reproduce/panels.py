@@ -111,13 +111,14 @@ def footnotes(figure: Figure | SubFigure, results: Results) -> None:
         )
 
 
-def accuracy_axis(ax: Axes, label: str, chance: float | None = None) -> None:
-    """An axis of accuracies in percent from 0, with the line of guessing."""
+def accuracy_axis(ax: Axes, label: str, table: Table) -> None:
+    """An axis of accuracies in percent from 0, with the line of guessing if all guess alike."""
     ax.set_ylim(0.0, 103.0)
     ax.set_yticks(range(0, 101, 25))
     ax.set_ylabel(f"{label} (%)")
-    if chance is not None:
-        ax.axhline(100.0 * chance, color="0.7", lw=0.8, ls=":", zorder=0)
+    classes = set(table.where(metric="n_classes").values())
+    if len(classes) == 1:
+        ax.axhline(100.0 / classes.pop(), color="0.6", lw=0.8, ls=":", zorder=0)
 
 
 def over_targets(
@@ -182,7 +183,7 @@ def compare(
         for condition, label in conditions.items()
     ]
     over_targets(ax, table, metric, series, factor=100.0)
-    accuracy_axis(ax, f"{metric.split('_')[0]} accuracy")
+    accuracy_axis(ax, f"{metric.split('_')[0]} accuracy", table.where(network=network))
     if any(published(metric, network, condition) for condition in conditions):
         paper_entry(ax, "SHD")
     legend(ax, fontsize=6)

@@ -192,6 +192,7 @@ def run_rows(run: Run, folder: Path) -> list[dict[str, Any]]:
             _row("epochs_to_90", "training", reached[0] if reached else None),
             _row("n_parameters", "", result["n_parameters"]),
             _row("input_rate", "", result["data"]["input_rate"]),
+            _row("n_classes", "", result["data"]["n_classes"]),
         ]
         layers = [name for name in history[0] if name.startswith("rate_")]
         rows += [

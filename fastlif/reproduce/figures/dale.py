@@ -70,7 +70,7 @@ def _draw_pair(ax: Axes, results: Results, metric: str, dalian: str, other: str)
         for name, color in zip((dalian, other), NETWORK_COLORS, strict=False)
     ]
     over_targets(ax, results.table, metric, series, factor=100.0)
-    accuracy_axis(ax, f"{metric.split('_')[0]} accuracy")
+    accuracy_axis(ax, f"{metric.split('_')[0]} accuracy", results.table)
     if any(published(metric, name, PLAIN) for name in (dalian, other)):
         paper_entry(ax, "SHD")
     legend(ax, fontsize=5.5)

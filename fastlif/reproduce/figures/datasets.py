@@ -94,7 +94,7 @@ def draw_6(results: Results) -> Figure:
             absent(ax, f"no {DATA_SETS[column.data].name} data")
             continue
         bars(ax, results.table, column.network, conditions, "test_accuracy")
-        accuracy_axis(ax, "test accuracy")
+        accuracy_axis(ax, "test accuracy", results.table.where(network=column.network))
         ax.set_ylim(0.0, 118.0)
         ax.tick_params(axis="x", labelrotation=90, labelsize=6)
         if column.panel != "a":

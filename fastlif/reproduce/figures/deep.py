@@ -102,7 +102,7 @@ def draw_accuracies(
         for name in networks
     ]
     over_targets(ax, table, metric, series, factor=100.0)
-    accuracy_axis(ax, f"{metric.split('_')[0]} accuracy")
+    accuracy_axis(ax, f"{metric.split('_')[0]} accuracy", table)
     if any(published(metric, name, condition) for name in networks):
         paper_entry(ax, "SHD")
     legend(ax, fontsize=6, title=data, title_fontsize=6.5)
@@ -135,7 +135,7 @@ def _draw_depths(ax: Axes, table: Table) -> None:
         if known is not None:
             paper_mark(ax, place, 100.0 * known.mean, 100.0 * known.std)
     paper_entry(ax, "SHD, recurrent")
-    accuracy_axis(ax, "test accuracy")
+    accuracy_axis(ax, "test accuracy", table)
     ax.set_xlim(-0.4, len(names) - 0.6)
     ax.set_xticks(range(len(names)), [name.removeprefix("conv-") for name in names])
     ax.set_xlabel(r"hidden layers ($\sigma_U$ = 1)")
