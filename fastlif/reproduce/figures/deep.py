@@ -152,7 +152,8 @@ def _draw_speed(ax: Axes, table: Table) -> None:
     ]
     over_targets(ax, timed, "epochs_to_90", series)
     for name in shown:
-        if not timed.where(network=name).values():
+        runs = timed.where(network=name)
+        if runs.rows and not runs.values():
             ax.plot([], [], color=COLORS[name], label=f"{name}: never reached")
     ax.set_ylabel("epochs to 90 % training accuracy", color="black")
     ax.set_ylim(bottom=0.0)
