@@ -175,6 +175,65 @@ def test_skips_are_refused_where_they_do_not_fit():
     assert "skip_to_readout=True" in repr(model) and "in_features=(3, 4)" in repr(model)
 
 
+@pytest.mark.parametrize("between", [nn.Dropout(0.0), None])
+def test_skips_behind_a_pooled_encoder(between):
+    torch.manual_seed(0)
+    exact = between is None  # then the encoder and the layer behind it are two stacks
+    readout = LIReadout(16, 5) if exact else LIReadout((16, 16), 5)
+    layers = [ImageEncoder(3, 20), MaxPool2d(2), LIFConv2d(15, 4, 3, exact_membrane=exact)]
+    if exact:
+        model = Sequential(*layers, readout, skip_to_readout=True)
+    else:
+        second = LIFConv2d(4, 4, 1)
+        model = Sequential(*layers[:2], between, layers[2], second, readout, skip_to_readout=True)
+    input = 3.0 * torch.randn(2, 3, 8, 8)
+    signals = [layers[2](layers[1](layers[0](input))).flatten(2)]
+    assert signals[0].mean() > 0.0
+    if not exact:
+        signals.insert(0, second(signals[0].unflatten(2, (4, 2, 2))).flatten(2))
+    torch.testing.assert_close(model(input), readout(torch.cat(signals, dim=2)))
+
+
+def test_sources_are_compared_between_separate_stacks_too():
+    layers = LIFLinear(10, 30), nn.Identity(), LIFLinear(30, 20)
+    input = torch.zeros(5, 2, 10)
+    for wrong in ((30, 20), (20, 15, 15), 20, 49):
+        model = Sequential(*layers, LIReadout(wrong, 5), skip_to_readout=True)
+        with pytest.raises(ValueError, match=r"in_features must be \(20, 30\), the neurons before"):
+            model(input)
+    for right in ((20, 30), 50):
+        model = Sequential(*layers, LIReadout(right, 5), skip_to_readout=True)
+        assert model(input).shape == (2, 5)
+
+
+def test_states_of_a_network_within_a_network_are_not_lost_in_silence():
+    inner = Sequential(
+        LIFLinear(5, 4), LIFLinear(4, 3), LIReadout(7, 6, reduction="none"), skip_to_readout=True
+    )
+    model, input = Sequential(inner, LIFLinear(6, 2)), torch.zeros(5, 2, 5)
+    assert model(input).shape == (5, 2, 2)
+    for options in ({"states": [None]}, {"return_states": True}, {"return_spike_counts": True}):
+        with pytest.raises(ValueError, match="nested Sequential with skip connections"):
+            model(input, **options)
+    inner.skip_to_readout = False
+    inner[2] = LIReadout(3, 6, reduction="none")
+    inner.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="nested Sequential with skip connections, hooks"):
+        model(input, return_states=True)
+
+
+def test_slices_keep_the_skips_to_their_readout():
+    model = Sequential(
+        LIFLinear(5, 4), LIFLinear(4, 3), LIFLinear(3, 2), LIReadout((2, 4, 3), 2),
+        skip_to_readout=True,
+    )  # fmt: skip
+    assert model[:].skip_to_readout and model[0:4].skip_to_readout and model[1:].skip_to_readout
+    assert not model[:-1].skip_to_readout and not model[:0].skip_to_readout
+    assert torch.equal(model[:](torch.ones(5, 2, 5)), model(torch.ones(5, 2, 5)))
+    assert model[:-1](torch.ones(5, 2, 5)).shape == (5, 2, 2)
+    assert not Sequential(*model)[:].skip_to_readout and model[0] is next(iter(model))
+
+
 def test_copies_keep_the_skips():
     model, input = image_network(True), images()
     expected = model(input)

@@ -102,11 +102,8 @@ class LIReadout(StackLayer):
         sizes = (math.prod(input_features), *skipped.values())
         if not skipped:
             check_in_features(input_features, self.in_features)
-        elif sum(sizes) != self.in_features or self.source_features not in (sizes, (sum(sizes),)):
-            raise ValueError(
-                f"in_features must be {sizes}, the neurons before the readout and those of each "
-                f"skip, or their sum {sum(sizes)}; got {self.source_features}"
-            )
+        else:
+            self.check_sources(sizes)
         tau_mem = n_steps * self.dt if self.tau_mem is None else self.tau_mem
         return layer_plan(
             readout_kind(self.reduction),
@@ -117,6 +114,14 @@ class LIReadout(StackLayer):
             delay=self.delay,
             skips=tuple(skipped),
         )
+
+    def check_sources(self, sizes: tuple[int, ...]) -> None:
+        """ValueError unless these, the signal before it and the skips, are its sources."""
+        if self.source_features not in (sizes, (sum(sizes),)):
+            raise ValueError(
+                f"in_features must be {sizes}, the neurons before the readout and those of each "
+                f"skip, or their sum {sum(sizes)}; got {self.source_features}"
+            )
 
     def initial_state(self, batch_size: int) -> LIFState | None:
         """Membranes at `initial_membrane`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -38,7 +39,8 @@ class Sequential(nn.Sequential):
     skip_to_readout: the last module, an `LIReadout`, hears every hidden layer, not the last one
         alone: its inputs are the (flattened) signal before it and then the spikes of the other
         hidden layers, unpooled, first to last. An `ImageEncoder` is no hidden layer. A nested
-        Sequential that has skip connections itself is called by itself.
+        Sequential that has skip connections itself is called by itself, and then states and spike
+        counts cannot be had. A slice has skip connections if it ends with the same readout.
     """
 
     skip_to_readout = False
@@ -58,9 +60,12 @@ class Sequential(nn.Sequential):
         """Run all modules; states are one per fastlif layer, in order, None for a fresh start.
 
         Spike counts are one per spiking layer. Returns the output alone, or a StackOutput when a
-        flag asks for more.
+        flag asks for more. Raises ValueError for these, and for given states, where layers are in
+        a nested Sequential that is called by itself: they would be missing.
         """
         modules = list(_flattened(self))
+        if states is not None or return_states or return_spike_counts:
+            _check_reached(modules)
         parts = list(_parts(modules))
         skips_inside = False  # whether one stack has all skip connections within it
         if self.skip_to_readout:
@@ -94,12 +99,13 @@ class Sequential(nn.Sequential):
             if len(part) == 1:
                 assert isinstance(layer, StackLayer)
                 if heard and layer is modules[-1] and isinstance(signal, Tensor):
-                    signal = torch.cat([x.flatten(2) for x in (signal, *heard[:-1])], dim=2)
+                    signal = _joined(layer, (signal, *heard[:-1]))
                 outputs = _call(layer, signal, given[0], return_states, return_spike_counts)
                 if self.skip_to_readout and layer.hidden:
                     heard.append(outputs[0])
             else:
-                result = run_layers(part, signal, given, skip_to_readout=skips_inside)
+                skips = skips_inside and part is parts[-1]
+                result = run_layers(part, signal, given, skip_to_readout=skips)
                 own = [s for s, one in zip(result.states, is_layer, strict=True) if one]
                 outputs = result.output, own, result.spike_counts
             signal = outputs[0]
@@ -114,6 +120,13 @@ class Sequential(nn.Sequential):
             final_states if return_states else None,
             spike_counts if return_spike_counts else None,
         )
+
+    def __getitem__(self, idx: int | slice) -> Any:
+        """A module, or a Sequential of some that keeps the skip connections to its readout."""
+        found = super().__getitem__(idx)
+        if isinstance(found, Sequential) and isinstance(idx, slice) and len(found):
+            found.skip_to_readout = self.skip_to_readout and found[-1] is self[-1]
+        return found
 
     def extra_repr(self) -> str:
         """Whether there are skip connections."""
@@ -195,6 +208,25 @@ def _check_readout(modules: Sequence[nn.Module]) -> None:
     if not modules or not isinstance(modules[-1], LIReadout):
         last = type(modules[-1]).__name__ if modules else "none"
         raise ValueError(f"skip_to_readout needs an LIReadout as the last module, got {last}")
+
+
+def _check_reached(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        if isinstance(module, nn.Sequential) and any(
+            isinstance(inner, StackLayer) for inner in module.modules()
+        ):
+            raise ValueError(
+                "states and spike counts need layers that the Sequential runs itself, got a nested "
+                f"{type(module).__name__} with skip connections, hooks or a forward of its own"
+            )
+
+
+def _joined(readout: StackLayer, signals: Sequence[Tensor]) -> Tensor:
+    """The signals, (time, batch, *features) each, as one input of a readout."""
+    if len(signals) > 1:
+        assert isinstance(readout, LIReadout)
+        readout.check_sources(tuple(math.prod(signal.shape[2:]) for signal in signals))
+    return torch.cat([signal.flatten(2) for signal in signals], dim=2)
 
 
 def _is_absorbed(module: nn.Module, following: Sequence[nn.Module]) -> bool:
