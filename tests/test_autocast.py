@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlif import LIF, LIFLinear, LIReadout, PackedSpikes, Sequential
+from fastlif.ops import Inhibition, LayerPlan, LayerTensors, stack
 
 BACKENDS = ["reference", None]
 HALVES = [torch.bfloat16, torch.float16]
@@ -72,3 +73,16 @@ def test_without_autocast_half_precision_is_refused(half: torch.dtype) -> None:
         model(input.to(half))
     with torch.autocast("cpu", half), pytest.raises(TypeError, match="must have dtype"):
         model(input.double())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_inhibitory_weight_alone_gives_the_dtype(backend: str | None) -> None:
+    inhibition = Inhibition(2, (1, 1), 0.9, 0.9, 0.8, 0.9)
+    plan = LayerPlan("lif", (6,), decay_mem=0.9, decay_syn=0.8, inhibition=inhibition)
+    tensors = LayerTensors(inhibitory_weight=torch.full((6, 2), 0.5, dtype=torch.float64))
+    current = torch.ones(40, 3, 6)
+    expected = stack(current.double(), (plan,), (tensors,), backend=backend).output
+    with torch.autocast("cpu", torch.bfloat16):
+        output = stack(current.bfloat16(), (plan,), (tensors,), backend=backend).output
+    assert output.mean() > 0.01 and output.dtype == torch.float64
+    assert torch.equal(output, expected)

@@ -6,13 +6,13 @@ import copy
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fastlif import LIFDalianConv1d, LIFDalianLinear, LIReadout, Sequential, init
-from fastlif.ops import LayerPlan, LayerTensors
-from fastlif.ops.plan import Connection, Inhibition
+from fastlif.ops import Connection, Inhibition, LayerPlan, LayerTensors
 from fastlif.ops.reference import stack_trace
 
 from .init_helpers import poisson
@@ -139,6 +139,29 @@ def test_negative_weights_are_not_loaded():
     with pytest.raises(RuntimeError, match=r"0\.recurrent_weight of a Dalian layer must not be n"):
         twin.load_state_dict(state)
     assert torch.equal(twin[0].weight, before)
+    state["0.recurrent_weight"].fill_(1.0)[3, 2] = math.nan
+    with pytest.raises(
+        RuntimeError, match=r"0\.recurrent_weight .* NaN, got values down to nan"
+    ):
+        twin.load_state_dict(state)
+    assert torch.equal(twin[0].weight, before)
+
+
+@pytest.mark.parametrize("kind", [tuple, list, np.array, torch.tensor, iter])
+def test_time_constants_are_any_two_numbers(kind):
+    layer = LIFDalianLinear(5, 8, tau_mem=kind([0.5, 0.25]))
+    assert (layer.tau_mem, layer.inhibitory_taus.tau_mem) == (0.5, 0.25)
+    assert type(layer.tau_mem) is float
+    layer = LIFDalianLinear(5, 8, tau_syn=np.float64(0.5), tau_inhibitory=torch.tensor(0.25))
+    assert (layer.tau_syn, layer.inhibitory_taus.tau_syn) == (0.5, 0.5)
+    assert layer.excitatory_taus.tau_inhibitory == layer.inhibitory_taus.tau_inhibitory == 0.25
+
+
+def test_without_recurrent_excitation_its_kernel_is_of_no_concern():
+    layer = LIFDalianConv1d(5, 8, 3, recurrent_excitation=False, recurrent_kernel_size=4)
+    assert layer(torch.zeros(2, 3, 5, 9)).shape == (2, 3, 8, 7)
+    with pytest.raises(ValueError, match="recurrent_kernel_size must be odd"):
+        LIFDalianConv1d(5, 8, 3, recurrent_kernel_size=4)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +171,9 @@ def test_negative_weights_are_not_loaded():
         (lambda: LIFDalianLinear(5, 8, 0), "inhibitory_features must be an integer >= 1, got 0"),
         (lambda: LIFDalianLinear(0, 8), "in_features must be an integer >= 1"),
         (lambda: LIFDalianLinear(5, 8, tau_mem=(1.0, 2.0, 3.0)), "tau_mem must be one number or"),
+        (lambda: LIFDalianLinear(5, 8, tau_mem=np.ones(3)), "tau_mem must be one number or"),
+        (lambda: LIFDalianLinear(5, 8, tau_syn=None), "tau_syn must be one number .* got None"),
+        (lambda: LIFDalianLinear(5, 8, tau_syn="ab"), "tau_syn must be one number .* got 'ab'"),
         (
             lambda: LIFDalianLinear(5, 8, tau_syn=(0.01, 0.0)),
             "tau_syn of the inhibitory neurons must be finite and > 0",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from fastlif.layers.base import decay_per_step
 from fastlif.layers.conv import Convolution, kernel_pair
 from fastlif.layers.linear import check_in_features
 from fastlif.layers.neuron import SynapticLIF, check_counts
-from fastlif.ops.plan import Inhibition, LayerPlan, dense_connection
+from fastlif.ops.plan import Inhibition, LayerPlan, as_sizes, dense_connection
 
 NON_NEGATIVE = ("weight", "recurrent_weight", "inhibitory_weight")
 
@@ -102,14 +102,14 @@ class DalianLIF(SynapticLIF):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Load as every module does, but refuse negative weights and then load none."""
+        """Load as every module does, but refuse negative weights and NaN and then load none."""
         error_messages: list[str] = args[-1]
         problems = []
         for name in NON_NEGATIVE:
             value = state_dict.get(prefix + name)
-            if isinstance(value, Tensor) and not value.is_meta and bool((value < 0.0).any()):
+            if isinstance(value, Tensor) and not value.is_meta and not bool((value >= 0.0).all()):
                 problems.append(
-                    f"{prefix}{name} of a Dalian layer must not be negative, "
+                    f"{prefix}{name} of a Dalian layer must not be negative or NaN, "
                     f"got values down to {float(value.min()):.4g}"
                 )
         if problems:
@@ -290,7 +290,9 @@ class LIFDalianConv1d(DalianLIF, Convolution):
         self.n_excitatory = out_channels
         self.inhibitory_channels = self.n_inhibitory = inhibitory_channels
         self.recurrent_excitation = recurrent_excitation
-        self.recurrent_kernel_size = self.own_kernel("recurrent_kernel_size", recurrent_kernel_size)
+        self.recurrent_kernel_size = as_sizes("recurrent_kernel_size", recurrent_kernel_size, 1)
+        if recurrent_excitation:
+            self.own_kernel("recurrent_kernel_size", recurrent_kernel_size)
         self.inhibitory_kernel_size = self.own_kernel(
             "inhibitory_kernel_size", inhibitory_kernel_size
         )
@@ -326,15 +328,20 @@ class LIFDalianConv1d(DalianLIF, Convolution):
 
 
 def _of_both(name: str, value: float | Sequence[float]) -> tuple[float, float]:
-    """A time constant of (excitatory, inhibitory) neurons from one number or two."""
-    if not isinstance(value, Sequence):
-        return (value, value)
-    if len(value) != 2:
+    """A time constant of (excitatory, inhibitory) neurons from one number or two.
+
+    Two may be any iterable, an array or a tensor too; ValueError for anything else.
+    """
+    is_scalar = getattr(value, "ndim", None) == 0  # an array or tensor that cannot be iterated
+    pair = tuple(value) if isinstance(value, Iterable) and not is_scalar else (value, value)
+    try:
+        excitatory, inhibitory = (float(number) for number in pair)
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be one number or (of excitatory neurons, of inhibitory neurons), "
-            f"got {tuple(value)}"
-        )
-    return (value[0], value[1])
+            f"got {value!r}"
+        ) from error
+    return (excitatory, inhibitory)
 
 
 def _quarter(name: str, given: int | None, of: str, n_excitatory: int) -> int:

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from fastlif.layers.base import StackMember
 from fastlif.ops import LayerPlan
-from fastlif.ops.plan import as_sizes, conv_connection, layer_plan
+from fastlif.ops.plan import as_sizes, check_windows, conv_connection, layer_plan
+from fastlif.spikes import PackedSpikes
 
 
 class _MaxPool(StackMember):
@@ -41,6 +42,11 @@ class _MaxPool(StackMember):
 
     def plan(self, input_features: tuple[int, ...], n_steps: int) -> LayerPlan:
         """What this module computes for spikes of shape (n_steps, batch, *input_features)."""
+        if len(input_features) != self.n_spatial + 1:
+            raise ValueError(
+                f"input of {type(self).__name__} must have features (channels, {self._sizes()}), "
+                f"got {input_features}"
+            )
         link, features = conv_connection(
             input_features,
             input_features[0],
@@ -53,16 +59,24 @@ class _MaxPool(StackMember):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool a dense input, (time, batch, C, ...) or (batch, time, C, ...), step by step."""
-        if input.dim() != self.n_spatial + 3:
-            sizes = "length" if self.n_spatial == 1 else "height, width"
-            raise ValueError(
-                f"input must have shape (time, batch, channels, {sizes}), got {tuple(input.shape)}"
+        if isinstance(input, PackedSpikes):
+            raise TypeError(
+                f"{type(self).__name__} needs a dense input: give input.unpack(), not PackedSpikes"
             )
+        if input.dim() != self.n_spatial + 3:
+            raise ValueError(
+                f"input of {type(self).__name__} must have shape (time, batch, channels, "
+                f"{self._sizes()}), got {tuple(input.shape)}"
+            )
+        check_windows(input.shape[3:], self.kernel_size, self.stride, self.padding, self.dilation)
         pool = functional.max_pool1d if self.n_spatial == 1 else functional.max_pool2d
         pooled = pool(
             input.flatten(0, 1), self.kernel_size, self.stride, self.padding, self.dilation
         )
         return pooled.unflatten(0, input.shape[:2])
+
+    def _sizes(self) -> str:
+        return "length" if self.n_spatial == 1 else "height, width"
 
     def extra_repr(self) -> str:
         """Arguments as torch's pooling shows them."""
@@ -80,7 +94,7 @@ class MaxPool1d(_MaxPool):
     Either way the gradient goes to the first maximum of each window.
 
     stride: None takes kernel_size. Padding never wins. Raises ValueError for sizes that are too
-    small and for a padding of more than half the kernel.
+    small, for a padding of more than half the kernel and for windows in the padding alone.
     """
 
     n_spatial = 1

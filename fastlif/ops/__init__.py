@@ -15,6 +15,7 @@ from fastlif.ops import autocast, reference
 from fastlif.ops.checks import check_inputs
 from fastlif.ops.plan import (
     Connection,
+    Inhibition,
     LayerPlan,
     LayerTensors,
     LIFState,
@@ -30,6 +31,7 @@ from fastlif.spikes import PackedSpikes
 
 __all__ = [
     "Connection",
+    "Inhibition",
     "LIFState",
     "LayerPlan",
     "LayerTensors",

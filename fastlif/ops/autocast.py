@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from fastlif.ops.plan import LayerTensors
+from fastlif.ops.plan import LayerTensors, common_dtype
 from fastlif.spikes import PackedSpikes
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -26,14 +26,13 @@ def is_on(device: torch.device) -> bool:
 def promoted(
     input: Tensor | PackedSpikes, tensors: Sequence[LayerTensors]
 ) -> Tensor | PackedSpikes:
-    """The input in the dtype of the parameters, if it is float16 or bfloat16 and autocast is on.
+    """The input in the dtype of the stack, if it is float16 or bfloat16 and autocast is on.
 
-    Without parameters that is float32. Anything else is returned as it is.
+    Without parameters and states that is float32. Anything else is returned as it is.
     """
     if not isinstance(input, Tensor) or input.dtype not in HALVES or not is_on(input.device):
         return input
-    parameters = (p for layer in tensors for p in (layer.weight, layer.recurrent_weight))
-    return input.to(next((p.dtype for p in parameters if p is not None), torch.float32))
+    return input.to(common_dtype(tensors) or torch.float32)
 
 
 def off(device: torch.device) -> AbstractContextManager[object]:

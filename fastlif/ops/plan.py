@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastlif.ops.remember import remembered
@@ -44,6 +45,16 @@ class LayerTensors(NamedTuple):
     recurrent_weight: Tensor | None = None  # (N, N), (C, C, k) or (C, C, kh, kw); row = target
     state: LIFState | None = None
     inhibitory_weight: Tensor | None = None  # likewise, from the inhibitory neurons of the layer
+
+
+def common_dtype(tensors: Sequence[LayerTensors]) -> torch.dtype | None:
+    """The dtype of the parameters and states of a stack, which agree; None without any."""
+    for layer in tensors:
+        weights = (layer.weight, layer.bias, layer.recurrent_weight, layer.inhibitory_weight)
+        for tensor in (*weights, *(layer.state or ())):
+            if tensor is not None:
+                return tensor.dtype
+    return None
 
 
 class StackResult(NamedTuple):
@@ -140,6 +151,26 @@ def convolved_size(
     return (out[0], out[1])
 
 
+def check_windows(
+    size: Sequence[int],  # one entry per dimension, as the four below
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> None:
+    """ValueError when a window of a pooling lies in the padding alone: it has no maximum."""
+    for length, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        if p == 0:
+            continue
+        for first in range(-p, length + p - d * (k - 1), s):
+            if not any(0 <= first + tap * d < length for tap in range(k)):
+                raise ValueError(
+                    f"max_pool must have a source in every window, got kernel {tuple(kernel)} "
+                    f"with dilation {tuple(dilation)} and padding {tuple(padding)} on input "
+                    f"{tuple(size)}"
+                )
+
+
 @remembered
 def dense_connection(in_features: Sequence[int], out_features: int) -> Connection:
     """All-to-all synapse from neurons of any feature shape to `out_features` neurons."""
@@ -183,9 +214,10 @@ def as_sizes(name: str, value: int | Sequence[int], length: int) -> tuple[int, .
     """One number for all dimensions or one per dimension, as torch's convolutions take them."""
     if isinstance(value, int):
         return (value,) * length
-    if len(value) != length:
-        raise ValueError(f"{name} must be an int or {length} ints, got {tuple(value)}")
-    return tuple(value)
+    sizes = tuple(value) if isinstance(value, Sequence) else ()
+    if len(sizes) != length or not all(isinstance(size, int) for size in sizes):
+        raise ValueError(f"{name} must be an int or {length} ints, got {sizes or value!r}")
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -309,17 +341,7 @@ class LayerPlan:
                 f"padding of max_pool must be at most half the kernel {link.kernel}, "
                 f"got {link.padding}"
             )
-        for size, out, k, stride, padding, dilation in zip(
-            link.in_shape[1:], link.out_shape[1:], link.kernel, link.stride, link.padding,
-            link.dilation, strict=True,
-        ):  # fmt: skip
-            for first in (n * stride - padding for n in range(out)):
-                if not any(0 <= first + tap * dilation < size for tap in range(k)):
-                    raise ValueError(
-                        f"max_pool must have a source in every window, got kernel {link.kernel} "
-                        f"with dilation {link.dilation} and padding {link.padding} on input "
-                        f"{link.in_shape[1:]}"
-                    )
+        check_windows(link.in_shape[1:], link.kernel, link.stride, link.padding, link.dilation)
 
     def _check_recurrence(self, name: str, kernel: tuple[int, int]) -> None:
         if self.kind != "lif":

@@ -25,7 +25,15 @@ from fastlif.ops.layout import (
     StackShapes,
     kept_dtype,
 )
-from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, StackResult, decode, encode
+from fastlif.ops.plan import (
+    LayerPlan,
+    LayerTensors,
+    LIFState,
+    StackResult,
+    common_dtype,
+    decode,
+    encode,
+)
 from fastlif.spikes import PackedSpikes
 
 _library = torch.library.Library("fastlif", "DEF")
@@ -266,9 +274,7 @@ def flat_tensors(layer: LayerTensors, like: Tensor) -> list[Tensor]:
 
 def tensor_dtype(input: Tensor | PackedSpikes, tensors: Sequence[LayerTensors]) -> torch.dtype:
     """The dtype that a stack computes in: that of its parameters and states, else the input's."""
-    for layer in tensors:
-        weights = (layer.weight, layer.recurrent_weight, layer.inhibitory_weight)
-        for tensor in (*weights, *(layer.state or ())):
-            if tensor is not None:
-                return tensor.dtype
+    dtype = common_dtype(tensors)
+    if dtype is not None:
+        return dtype
     return input.dtype if isinstance(input, Tensor) else torch.get_default_dtype()
