@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastlif.ops.connection import Connection, conv_connection, dense_connection
 from fastlif.ops.plan import (
-    Connection,
     Inhibition,
     LayerPlan,
     LayerTensors,
     LIFState,
-    conv_connection,
-    dense_connection,
     skip_sizes,
     surrogate_scale,
 )

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fastlif.ops import reference, stack
+from fastlif.ops.encoding import encode
 from fastlif.ops.layout import StackOutputs
-from fastlif.ops.plan import StackResult, encode
+from fastlif.ops.plan import StackResult
 from fastlif.ops.registration import flat_tensors
 from fastlif.spikes import PackedSpikes
 

@@ -33,6 +33,13 @@ def small_model() -> nn.Module:
     )
 
 
+def drawn_model(sigma_u: float = 1.0) -> nn.Module:
+    """The same, drawn for Poisson input of 20 Hz."""
+    model = small_model()
+    init.fluctuation_driven_(model, rate=20.0, sigma_u=sigma_u, generator=generator())
+    return model
+
+
 def assert_drawn_from(weight: Tensor, mean: float, std: float) -> None:
     """Sample mean and standard deviation within 5 standard errors."""
     weight, n = weight.detach(), weight.numel()

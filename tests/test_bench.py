@@ -18,7 +18,7 @@ from bench.check import CheckFailed, check
 from bench.floors import Peak, Work, count_work
 from bench.measure import Spread, StepTime
 from fastlif.ops import LayerPlan
-from fastlif.ops.plan import conv_connection, dense_connection
+from fastlif.ops.connection import conv_connection, dense_connection
 
 CASE = "dense-recurrent"
 QUICK = ("run", CASE, "--quick", "--repeats", "2", "--threads", "1")

@@ -7,8 +7,8 @@ import torch
 
 from fastlif import ops
 from fastlif.ops import LayerPlan, LayerTensors, LIFState
+from fastlif.ops.connection import conv_connection, dense_connection
 from fastlif.ops.engines import ENGINES, chosen
-from fastlif.ops.plan import conv_connection, dense_connection
 from fastlif.spikes import PackedSpikes
 
 DECAYS = {"decay_mem": 0.9, "decay_syn": 0.8}

@@ -140,9 +140,7 @@ def test_negative_weights_are_not_loaded():
         twin.load_state_dict(state)
     assert torch.equal(twin[0].weight, before)
     state["0.recurrent_weight"].fill_(1.0)[3, 2] = math.nan
-    with pytest.raises(
-        RuntimeError, match=r"0\.recurrent_weight .* NaN, got values down to nan"
-    ):
+    with pytest.raises(RuntimeError, match=r"0\.recurrent_weight .* NaN, got values down to nan"):
         twin.load_state_dict(state)
     assert torch.equal(twin[0].weight, before)
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from fastlif.ops import dense
-from fastlif.ops.plan import LayerPlan, conv_connection, dense_connection
+from fastlif.ops.connection import conv_connection, dense_connection
+from fastlif.ops.plan import LayerPlan
 
 
 @pytest.mark.parametrize("features", [(7,), (3, 5), (1, 6), (4, 1), (3, 4, 5), (1, 4, 5)])

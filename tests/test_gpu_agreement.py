@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from fastlif import ops
+from fastlif.ops.connection import conv_connection
 from fastlif.ops.cuda import call
-from fastlif.ops.plan import Inhibition, LayerPlan, LayerTensors, conv_connection, encode
+from fastlif.ops.encoding import encode
+from fastlif.ops.plan import Inhibition, LayerPlan, LayerTensors
 from fastlif.spikes import PackedSpikes
 
 from .cases import (

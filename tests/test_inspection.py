@@ -1,8 +1,7 @@
-"""`fastlif.inspection`: known cases, predictions against simulation, models left as they are."""
+"""`fastlif.inspection`: known cases and predictions against simulation."""
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
 import math
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastlif import init, layers, losses, optim
+from fastlif import init, layers
 from fastlif.init.formulas import psp_integrals
 from fastlif.inspection import (
     activity,
@@ -26,13 +25,7 @@ from fastlif.inspection import (
 from fastlif.ops.reference import stack_trace
 from fastlif.spikes import PackedSpikes
 
-from .init_helpers import DT, generator, poisson, small_model
-
-
-def drawn_model(sigma_u: float = 1.0) -> nn.Module:
-    model = small_model()
-    init.fluctuation_driven_(model, rate=20.0, sigma_u=sigma_u, generator=generator())
-    return model
+from .init_helpers import DT, drawn_model, generator, poisson
 
 
 def silenced(layer: layers.LIFLinear, currents: list[float]) -> layers.LIFLinear:
@@ -235,115 +228,6 @@ class TestMembranes:
         report = inspect(drawn_model(), poisson(20.0, (100, 5, 40), 7))
         kept = [layer.populations[0].membranes.n_samples for layer in report.layers]
         assert kept == [2, 2] and report.n_samples == 5
-
-
-class TestGradients:
-    def test_gradients_are_those_of_a_plain_backward_pass(self, monkeypatch):
-        model, data = drawn_model(), poisson(20.0, (60, 6, 40), 8)
-        targets = torch.arange(6) % 10
-        hidden = model[0](data)
-        hidden.retain_grad()
-        middle = model[1](hidden)
-        middle.retain_grad()
-        loss = losses.max_over_time_cross_entropy(model[2](middle), targets)
-        loss.backward()
-        for slice_numbers in (1 << 25, 3 * 60 * 120 * 2):  # at once, and two samples at a time
-            monkeypatch.setattr(batches, "SLICE_NUMBERS", slice_numbers)
-            report = inspect(model, PackedSpikes.pack(data), targets)
-            assert report.loss == pytest.approx(loss.item(), rel=1e-5)
-            for layer, module, output in zip(report.layers, model, (hidden, middle), strict=False):
-                own = layer.gradients
-                assert own.output.norm == pytest.approx(float(output.grad.norm()), rel=1e-4)
-                assert own.output.mean == pytest.approx(float(output.grad.abs().mean()), rel=1e-4)
-                assert own.output.n == output.numel()
-                for name, parameter in module.named_parameters():
-                    found = own.parameters[name]
-                    assert found.gradient.norm == pytest.approx(
-                        float(parameter.grad.norm()), rel=1e-4
-                    )
-                    assert found.value.norm == pytest.approx(float(parameter.norm()), rel=1e-5)
-            assert report.readouts[0].gradients.output.n == 60
-
-    def test_accuracy(self):
-        model, data = drawn_model(), poisson(20.0, (60, 8, 40), 8)
-        best = model(data).argmax(1)
-        targets = torch.cat([best[:6], (best[6:] + 1) % 10])
-        assert inspect(model, data, targets).accuracy == 0.75
-
-    @pytest.mark.parametrize("kind", ["sgd", "adam", "smorms3"])
-    def test_the_step_is_that_of_the_optimizer(self, kind):
-        model, data = drawn_model(), poisson(20.0, (60, 6, 40), 8)
-        targets = torch.arange(6) % 10
-        optimizer: torch.optim.Optimizer = {
-            "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-            "adam": lambda p: torch.optim.Adam(p, lr=0.01),
-            "smorms3": lambda p: optim.SMORMS3(p, lr=0.01),
-        }[kind](model.parameters())
-
-        def step() -> None:
-            optimizer.zero_grad()
-            losses.max_over_time_cross_entropy(model(data), targets).backward()
-            optimizer.step()
-
-        step()  # so that there is a state
-        report = inspect(model, data, targets, optimizer=optimizer)
-        before = copy.deepcopy(model.state_dict())
-        step()
-        for layer, number in ((report.layers[0], 0), (report.readouts[0], 2)):
-            for name, change in layer.gradients.parameters.items():
-                moved = model[number].get_parameter(name).detach() - before[f"{number}.{name}"]
-                assert change.update.norm == pytest.approx(float(moved.norm()), rel=1e-3)
-
-    def test_everything_is_left_as_it_was(self):
-        model, data = drawn_model(), poisson(20.0, (60, 6, 40), 8)
-        targets = torch.arange(6) % 10
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        losses.max_over_time_cross_entropy(model(data), targets).backward()
-        optimizer.step()
-        parts = (model.state_dict(), optimizer.state_dict()["state"])
-        before = copy.deepcopy(parts)
-        grads = [parameter.grad.clone() for parameter in model.parameters()]
-        random_numbers = torch.get_rng_state()
-        inspect(model, data, targets, optimizer=optimizer)
-        record(model, data, targets=targets)
-        check_activity(model, data)
-        for name, tensor in parts[0].items():
-            assert torch.equal(tensor, before[0][name]), name
-        for number, state in parts[1].items():
-            for name, tensor in state.items():
-                assert torch.equal(tensor, before[1][number][name]), name
-        for parameter, grad in zip(model.parameters(), grads, strict=True):
-            assert torch.equal(parameter.grad, grad)
-        assert torch.equal(torch.get_rng_state(), random_numbers)
-        assert not any(module._forward_hooks for module in model.modules())
-        assert not any(module._forward_pre_hooks for module in model.modules())
-
-    def test_dalian_weights_stop_at_zero_in_the_step(self):
-        layer = layers.LIFDalianLinear(20, 8, 2)
-        init.fluctuation_driven_(layer, rate=50.0, generator=generator())
-        model = layers.Sequential(layer, layers.LIReadout(8, 3))
-        data, targets, lr = poisson(50.0, (60, 6, 20), 8), torch.arange(6) % 3, 1e3
-        losses.max_over_time_cross_entropy(model(data), targets).backward()
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-        report = inspect(model, data, targets, optimizer=optimizer)
-        changes = report.layers[0].gradients.parameters
-        assert set(changes) == {"weight", "recurrent_weight", "inhibitory_weight"}
-        for name, parameter in layer.named_parameters():
-            free = parameter - lr * parameter.grad
-            assert (free < 0.0).any()
-            moved = float((free.clamp_min(0.0) - parameter).norm())
-            assert changes[name].update.norm == pytest.approx(moved, rel=1e-3)
-
-    def test_gradients_that_vanish_in_float32_are_still_told_apart(self):
-        model = drawn_model()
-        tiny = inspect(
-            model,
-            poisson(20.0, (60, 2, 40), 8),
-            torch.tensor([1, 2]),
-            loss=lambda output, targets: 1e-25 * output.square().mean(),
-        )
-        norm = tiny.layers[0].gradients.output.norm
-        assert 1e-40 < norm < 1e-24
 
 
 class TestReport:

@@ -10,14 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from fastlif import ops
-from fastlif.ops.plan import (
-    LayerPlan,
-    LayerTensors,
-    check_stack,
-    conv_connection,
-    dense_connection,
-    skip_sizes,
-)
+from fastlif.ops.connection import conv_connection, dense_connection
+from fastlif.ops.plan import LayerPlan, LayerTensors, check_stack, skip_sizes
 
 from .cases import DECAY_MEM, DECAY_SYN, Stack, layer_tensors, named_leaves
 from .compare import loss, relative, replay

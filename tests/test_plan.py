@@ -7,21 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from fastlif.ops.plan import (
-    FLOATS_PER_LAYER,
-    INTS_PER_LAYER,
-    Connection,
-    LayerPlan,
-    as_sizes,
-    check_stack,
-    conv_connection,
-    decode,
-    dense_connection,
-    encode,
-    readout_kind,
-    spatial_shape,
-    surrogate_scale,
-)
+from fastlif.ops.connection import Connection, as_sizes, conv_connection, dense_connection
+from fastlif.ops.encoding import FLOATS_PER_LAYER, INTS_PER_LAYER, decode, encode
+from fastlif.ops.plan import LayerPlan, check_stack, readout_kind, spatial_shape, surrogate_scale
 
 
 def conv1d_plan() -> LayerPlan:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fastlif import LIFConv1d, LIFLinear, MaxPool1d, MaxPool2d, Sequential
 from fastlif.ops import pooling
-from fastlif.ops.plan import conv_connection
+from fastlif.ops.connection import conv_connection
 from fastlif.spikes import PackedSpikes
 
 # kernel, stride, padding, dilation

@@ -8,14 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlif.ops import reference
-from fastlif.ops.plan import (
-    LayerPlan,
-    LayerTensors,
-    LIFState,
-    conv_connection,
-    dense_connection,
-    surrogate_scale,
-)
+from fastlif.ops.connection import conv_connection, dense_connection
+from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, surrogate_scale
 
 MEM, SYN = 0.75, 0.5  # exact in binary: expected values are computed without rounding
 

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from fastlif.ops import LayerPlan, LayerTensors
-from fastlif.ops.plan import Connection, Inhibition, check_stack, decode, encode
+from fastlif.ops.connection import Connection
+from fastlif.ops.encoding import decode, encode
+from fastlif.ops.plan import Inhibition, check_stack
 from fastlif.ops.reference import stack_trace
 
 from .cases import INHIBITION, POOLING, SKIPS, build, layer_tensors

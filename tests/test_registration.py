@@ -10,9 +10,9 @@ import torch
 import fastlif
 from fastlif import ops
 from fastlif.ops import cpu, registration
+from fastlif.ops.encoding import encode
 from fastlif.ops.engines import ENGINES
 from fastlif.ops.layout import GRADS_PER_LAYER, StackOutputs
-from fastlif.ops.plan import encode
 from fastlif.spikes import PackedSpikes
 
 from .cases import CONV, DENSE, INHIBITION, SKIPS, build, layer_tensors

@@ -6,13 +6,8 @@ import pytest
 import torch
 
 from fastlif import extension, ops
-from fastlif.ops.plan import (
-    Inhibition,
-    LayerPlan,
-    LayerTensors,
-    LIFState,
-    dense_connection,
-)
+from fastlif.ops.connection import dense_connection
+from fastlif.ops.plan import Inhibition, LayerPlan, LayerTensors, LIFState
 from fastlif.spikes import PackedSpikes
 
 from .cases import DENSE, INHIBITION, Case, Stack, build, layer_tensors, named_leaves

@@ -7,7 +7,8 @@ import torch
 
 from fastlif import ops
 from fastlif.ops import reference
-from fastlif.ops.plan import LayerPlan, LayerTensors, dense_connection
+from fastlif.ops.connection import dense_connection
+from fastlif.ops.plan import LayerPlan, LayerTensors
 
 from .cases import POOLING, Stack, build
 from .compare import replay

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fastlif import ops
-from fastlif.ops.plan import conv_connection
+from fastlif.ops.connection import conv_connection
 from fastlif.spikes import PackedSpikes
 
 from .cases import (

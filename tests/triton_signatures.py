@@ -22,8 +22,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastlif.ops.connection import conv_connection, dense_connection
+from fastlif.ops.encoding import encode
 from fastlif.ops.layout import TENSORS_PER_LAYER, StackShapes
-from fastlif.ops.plan import Inhibition, LayerPlan, conv_connection, dense_connection, encode
+from fastlif.ops.plan import Inhibition, LayerPlan
 from fastlif.ops.triton import backward, forward, launch
 from fastlif.spikes import n_words
 

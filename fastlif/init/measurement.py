@@ -18,7 +18,8 @@ from fastlif.init.traversal import (
     time_dim,
     visit_inputs,
 )
-from fastlif.ops.plan import Connection, LayerPlan, LayerTensors, LIFState
+from fastlif.ops.connection import Connection
+from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState
 from fastlif.ops.reference import stack_trace
 from fastlif.spikes import PackedSpikes
 

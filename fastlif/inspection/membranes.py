@@ -19,8 +19,9 @@ from fastlif import ops
 from fastlif.init import psp_integrals
 from fastlif.inspection.batches import ReachedLayer, dtype_of
 from fastlif.layers import StackLayer
+from fastlif.ops.connection import Connection
 from fastlif.ops.observation import observe
-from fastlif.ops.plan import Connection, LayerPlan, LayerTensors
+from fastlif.ops.plan import LayerPlan, LayerTensors
 from fastlif.ops.reference import stack_trace
 from fastlif.spikes import PackedSpikes
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from fastlif.layers.neuron import SynapticLIF, check_counts
-from fastlif.ops.plan import Connection, LayerPlan, as_sizes, conv_connection
+from fastlif.ops.connection import Connection, as_sizes, conv_connection
+from fastlif.ops.plan import LayerPlan
 
 
 class Convolution(SynapticLIF):

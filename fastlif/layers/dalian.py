@@ -13,7 +13,8 @@ from fastlif.layers.base import decay_per_step
 from fastlif.layers.conv import Convolution, kernel_pair
 from fastlif.layers.linear import check_in_features
 from fastlif.layers.neuron import SynapticLIF, check_counts
-from fastlif.ops.plan import Inhibition, LayerPlan, as_sizes, dense_connection
+from fastlif.ops.connection import as_sizes, dense_connection
+from fastlif.ops.plan import Inhibition, LayerPlan
 
 NON_NEGATIVE = ("weight", "recurrent_weight", "inhibitory_weight")
 
@@ -333,7 +334,9 @@ def _of_both(name: str, value: float | Sequence[float]) -> tuple[float, float]:
     Two may be any iterable, an array or a tensor too; ValueError for anything else.
     """
     is_scalar = getattr(value, "ndim", None) == 0  # an array or tensor that cannot be iterated
-    pair = tuple(value) if isinstance(value, Iterable) and not is_scalar else (value, value)
+    pair: tuple[Any, ...] = (value, value)
+    if isinstance(value, Iterable) and not is_scalar:
+        pair = tuple(value)
     try:
         excitatory, inhibitory = (float(number) for number in pair)
     except (TypeError, ValueError) as error:

@@ -7,7 +7,8 @@ import math
 import torch
 
 from fastlif.layers.neuron import SynapticLIF, check_counts
-from fastlif.ops.plan import LayerPlan, dense_connection
+from fastlif.ops.connection import dense_connection
+from fastlif.ops.plan import LayerPlan
 
 
 class LIFLinear(SynapticLIF):

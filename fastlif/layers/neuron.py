@@ -9,7 +9,8 @@ from torch import nn
 
 from fastlif.init import fluctuation_driven_
 from fastlif.layers.base import StackLayer, decay_per_step
-from fastlif.ops.plan import Connection, Inhibition, LayerPlan, layer_plan, surrogate_scale
+from fastlif.ops.connection import Connection
+from fastlif.ops.plan import Inhibition, LayerPlan, layer_plan, surrogate_scale
 
 
 class LIF(StackLayer):

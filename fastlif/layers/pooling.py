@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from fastlif.layers.base import StackMember
 from fastlif.ops import LayerPlan
-from fastlif.ops.plan import as_sizes, check_windows, conv_connection, layer_plan
+from fastlif.ops.connection import as_sizes, check_windows, conv_connection
+from fastlif.ops.plan import layer_plan
 from fastlif.spikes import PackedSpikes
 
 

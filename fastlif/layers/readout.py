@@ -13,7 +13,8 @@ from fastlif.layers.base import StackLayer, decay_per_step
 from fastlif.layers.linear import check_in_features
 from fastlif.layers.neuron import check_counts
 from fastlif.ops import LayerPlan, LIFState
-from fastlif.ops.plan import dense_connection, layer_plan, readout_kind
+from fastlif.ops.connection import dense_connection
+from fastlif.ops.plan import layer_plan, readout_kind
 
 
 class LIReadout(StackLayer):

@@ -13,16 +13,13 @@ from torch import Tensor
 
 from fastlif.ops import autocast, reference
 from fastlif.ops.checks import check_inputs
+from fastlif.ops.connection import Connection, as_sizes, conv_connection, dense_connection
 from fastlif.ops.plan import (
-    Connection,
     Inhibition,
     LayerPlan,
     LayerTensors,
     LIFState,
     StackResult,
-    as_sizes,
-    conv_connection,
-    dense_connection,
     readout_kind,
     surrogate_scale,
 )

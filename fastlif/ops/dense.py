@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from fastlif.ops.plan import Connection, LayerPlan
+from fastlif.ops.connection import Connection
+from fastlif.ops.plan import LayerPlan
 from fastlif.spikes import spatial_shape
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fastlif.ops.plan import EMITS_SPIKES, LayerPlan, decode
+from fastlif.ops.encoding import decode
+from fastlif.ops.plan import EMITS_SPIKES, LayerPlan
 from fastlif.spikes import n_words
 
 Item = TypeVar("Item")

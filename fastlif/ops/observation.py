@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fastlif.ops import autocast, reference
 from fastlif.ops.checks import check_inputs
+from fastlif.ops.encoding import encode
 from fastlif.ops.engines import AUTO, steps_outermost
 from fastlif.ops.layout import StackOutputs
-from fastlif.ops.plan import LayerPlan, LayerTensors, encode
+from fastlif.ops.plan import LayerPlan, LayerTensors
 from fastlif.ops.registration import flat_tensors, tensor_dtype
 from fastlif.spikes import PackedSpikes
 

@@ -1,29 +1,26 @@
 """What a stack of layers computes, as plain numbers: shapes, decays and options, checked once.
 
-A stack is a sequence of `LayerPlan`s. Every synapse is a convolution: a dense synapse is one whose
-kernel covers the whole input, so its weight (out, in_channels * height * width) is viewed
-(out, in_channels, height, width). Plans hold no tensors; parameters and states travel beside them
-as `LayerTensors`. `encode` turns plans into flat tuples of int and float, the only form an
-operation's schema can carry, and `decode` turns them back.
+A stack is a sequence of `LayerPlan`s, whose synapses are `Connection`s. Plans hold no tensors;
+parameters and states travel beside them as `LayerTensors`. `fastlif.ops.encoding` turns plans into
+what an operation's schema can carry.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastlif.ops.connection import Connection, check_ints, check_map, check_windows
 from fastlif.ops.remember import remembered
 from fastlif.spikes import spatial_shape
 
 KINDS = ("lif", "readout_max", "readout_trace", "current", "max_pool")
 EMITS_SPIKES = ("lif", "max_pool")  # kinds that another layer can follow
-INTS_PER_LAYER = 28
-FLOATS_PER_LAYER = 9
 MOST_LAYERS_SKIPPED_FROM = 62  # their indices are bits of one number in the encoding
 
 
@@ -69,157 +66,6 @@ class StackResult(NamedTuple):
     states: tuple[LIFState, ...]  # one per layer
 
 
-MOST_CHANNELS = MOST_POSITIONS = 65535  # an event is one 32-bit code: position and channel
-
-
-def _check_map(name: str, shape: tuple[int, int, int]) -> None:
-    channels, height, width = shape
-    if channels > MOST_CHANNELS or height * width > MOST_POSITIONS:
-        raise ValueError(
-            f"{name} must have at most {MOST_CHANNELS} channels and {MOST_POSITIONS} positions "
-            f"(height x width), got {shape}"
-        )
-
-
-def _check_ints(name: str, values: tuple[int, ...], length: int, minimum: int) -> None:
-    whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if len(values) != length or not whole or min(values) < minimum:
-        raise ValueError(f"{name} must be {length} integers >= {minimum}, got {values}")
-
-
-@dataclass(frozen=True)
-class Connection:
-    """A synapse: a convolution of the binary (or real) input of one layer, without groups.
-
-    Shapes are (channels, height, width), pairs are (height, width). Raises ValueError when they
-    disagree.
-    """
-
-    in_shape: tuple[int, int, int]
-    out_shape: tuple[int, int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-
-    def __post_init__(self) -> None:
-        _check_ints("in_shape", self.in_shape, 3, 1)
-        _check_ints("out_shape", self.out_shape, 3, 1)
-        _check_map("in_shape", self.in_shape)
-        _check_ints("kernel", self.kernel, 2, 1)
-        _check_ints("stride", self.stride, 2, 1)
-        _check_ints("padding", self.padding, 2, 0)
-        _check_ints("dilation", self.dilation, 2, 1)
-        expected = convolved_size(
-            self.in_shape[1:], self.kernel, self.stride, self.padding, self.dilation
-        )
-        if self.out_shape[1:] != expected:
-            raise ValueError(
-                f"out_shape must be {(self.out_shape[0], *expected)} for in_shape {self.in_shape}, "
-                f"kernel {self.kernel}, stride {self.stride}, padding {self.padding}, "
-                f"dilation {self.dilation}; got {self.out_shape}"
-            )
-
-    @property
-    def weight_shape(self) -> tuple[int, int, int, int]:
-        """The 4-d view of the weight: (out channels, in channels, kernel height, kernel width)."""
-        return (self.out_shape[0], self.in_shape[0], *self.kernel)
-
-    @property
-    def fan_in(self) -> int:
-        """Number of synapses of one neuron."""
-        return self.in_shape[0] * self.kernel[0] * self.kernel[1]
-
-
-def convolved_size(
-    size: Sequence[int],  # (height, width)
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, int]:
-    """(height, width) after a convolution; ValueError when the kernel exceeds the padded input."""
-    out = []
-    for length, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
-        extent, padded = d * (k - 1) + 1, length + 2 * p
-        if extent > padded:
-            raise ValueError(
-                f"kernel must not be larger than the padded input, got kernel {tuple(kernel)} with "
-                f"dilation {tuple(dilation)} on input {tuple(size)} with padding {tuple(padding)}"
-            )
-        out.append((padded - extent) // s + 1)
-    return (out[0], out[1])
-
-
-def check_windows(
-    size: Sequence[int],  # one entry per dimension, as the four below
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> None:
-    """ValueError when a window of a pooling lies in the padding alone: it has no maximum."""
-    for length, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
-        if p == 0:
-            continue
-        for first in range(-p, length + p - d * (k - 1), s):
-            if not any(0 <= first + tap * d < length for tap in range(k)):
-                raise ValueError(
-                    f"max_pool must have a source in every window, got kernel {tuple(kernel)} "
-                    f"with dilation {tuple(dilation)} and padding {tuple(padding)} on input "
-                    f"{tuple(size)}"
-                )
-
-
-@remembered
-def dense_connection(in_features: Sequence[int], out_features: int) -> Connection:
-    """All-to-all synapse from neurons of any feature shape to `out_features` neurons."""
-    in_shape = spatial_shape(in_features)
-    return Connection(in_shape, (out_features, 1, 1), kernel=in_shape[1:])
-
-
-@remembered
-def conv_connection(
-    in_features: Sequence[int],  # (C, L) or (C, H, W)
-    out_channels: int,
-    *,
-    kernel: Sequence[int],  # one entry per spatial dimension, as the four below
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Connection, tuple[int, ...]]:
-    """Convolutional synapse and the features, (C, L) or (C, H, W), of the layer it feeds."""
-    n_spatial = len(kernel)
-    if len(in_features) != n_spatial + 1:
-        expected = "(channels, length)" if n_spatial == 1 else "(channels, height, width)"
-        raise ValueError(
-            f"input features must be {expected} for a {n_spatial}-d convolution, "
-            f"got {tuple(in_features)}"
-        )
-    in_shape = spatial_shape(in_features)
-    pairs = tuple(
-        _pair(values, fill)
-        for values, fill in ((kernel, 1), (stride, 1), (padding, 0), (dilation, 1))
-    )
-    for name, values, minimum in zip(
-        ("kernel", "stride", "padding", "dilation"), pairs, (1, 1, 0, 1), strict=True
-    ):
-        _check_ints(name, values, 2, minimum)
-    size = convolved_size(in_shape[1:], *pairs)
-    connection = Connection(in_shape, (out_channels, *size), *pairs)
-    return connection, (out_channels, *size[2 - n_spatial :])
-
-
-def as_sizes(name: str, value: int | Sequence[int], length: int) -> tuple[int, ...]:
-    """One number for all dimensions or one per dimension, as torch's convolutions take them."""
-    if isinstance(value, int):
-        return (value,) * length
-    sizes = tuple(value) if isinstance(value, Sequence) else ()
-    if len(sizes) != length or not all(isinstance(size, int) for size in sizes):
-        raise ValueError(f"{name} must be an int or {length} ints, got {sizes or value!r}")
-    return sizes
-
-
 @dataclass(frozen=True)
 class Inhibition:
     """The inhibitory neurons of a layer that obeys Dale's law, and their synapses (eqs 12 to 19).
@@ -237,8 +83,8 @@ class Inhibition:
     neuron_decay_inhibitory: float  # of their inhibitory current
 
     def __post_init__(self) -> None:
-        _check_ints("channels", (self.channels,), 1, 1)
-        _check_ints("kernel", self.kernel, 2, 1)
+        check_ints("channels", (self.channels,), 1, 1)
+        check_ints("kernel", self.kernel, 2, 1)
         names = ("decay_syn", "neuron_decay_mem", "neuron_decay_syn", "neuron_decay_inhibitory")
         for name in names:
             _check_decay(name, getattr(self, name))
@@ -260,13 +106,6 @@ def readout_kind(reduction: str) -> str:
     if reduction not in kinds:
         raise ValueError(f"reduction must be 'max' or 'none', got {reduction!r}")
     return kinds[reduction]
-
-
-def _pair(values: Sequence[int], fill: int) -> tuple[int, int]:
-    """(k,) -> (fill, k): a 1-d feature map is a 2-d one of height 1."""
-    if len(values) == 1:
-        return (fill, values[0])
-    return (values[0], values[1])
 
 
 @dataclass(frozen=True)
@@ -297,8 +136,8 @@ class LayerPlan:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         shape = spatial_shape(self.features)
-        _check_ints("features", self.features, len(self.features), 1)
-        _check_map("features", shape)
+        check_ints("features", self.features, len(self.features), 1)
+        check_map("features", shape)
         for name in ("decay_mem", "decay_syn"):
             _check_decay(name, getattr(self, name))
         for name in ("threshold", "surrogate_slope", "surrogate_scale"):
@@ -346,7 +185,7 @@ class LayerPlan:
     def _check_recurrence(self, name: str, kernel: tuple[int, int]) -> None:
         if self.kind != "lif":
             raise ValueError(f"only a 'lif' layer can have {name}, got kind {self.kind!r}")
-        _check_ints(name, kernel, 2, 1)
+        check_ints(name, kernel, 2, 1)
         if kernel[0] % 2 == 0 or kernel[1] % 2 == 0:
             raise ValueError(f"{name} must be odd in both dimensions, got {kernel}")
         flat_dims = 3 - len(self.features)  # (N,): both kernel sizes are 1; (C, L): the first one
@@ -362,7 +201,7 @@ class LayerPlan:
         if self.kind not in ("readout_max", "readout_trace") or self.feedforward is None:
             raise ValueError(f"only a readout with synapses can have skips, got {self.kind!r}")
         most = MOST_LAYERS_SKIPPED_FROM
-        _check_ints("skips", self.skips, len(self.skips), 0)
+        check_ints("skips", self.skips, len(self.skips), 0)
         if list(self.skips) != sorted(set(self.skips)) or self.skips[-1] >= most:
             raise ValueError(
                 f"skips must be ascending layer numbers below {most}, each once, got {self.skips}"
@@ -450,95 +289,3 @@ def lacking(plans: Sequence[LayerPlan], supported: Collection[str]) -> str:
     }
     missing = [name for name, used in parts.items() if used and name not in supported]
     return f"has no kernels for {' and '.join(missing)}" if missing else ""
-
-
-def encode(plans: Sequence[LayerPlan]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Plans as flat tuples: the number of layers and 28 ints a layer; 9 floats a layer.
-
-    Ints of a layer: kind (index in KINDS), number of feature dimensions, C, H, W; has feedforward,
-    in C, H, W, kernel h, w, stride h, w, padding h, w, dilation h, w; is recurrent, recurrent
-    kernel h, w; detach_reset, delay; inhibitory channels, inhibitory kernel h, w; skips as bits;
-    zeros up to 28.
-    Floats of a layer: decay_mem, decay_syn, threshold, surrogate_slope, surrogate_scale; of the
-    inhibition decay_syn, neuron_decay_mem, neuron_decay_syn, neuron_decay_inhibitory.
-    """
-    return _encode(tuple(plans))
-
-
-@remembered
-def _encode(plans: tuple[LayerPlan, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    ints: list[int] = [len(plans)]
-    floats: list[float] = []
-    for plan in plans:
-        code = [KINDS.index(plan.kind), len(plan.features), *plan.shape]
-        link = plan.feedforward
-        if link is None:
-            code += [0] * 12
-        else:
-            code += [1, *link.in_shape, *link.kernel, *link.stride, *link.padding, *link.dilation]
-        recurrent = plan.recurrent_kernel
-        code += [0, 0, 0] if recurrent is None else [1, *recurrent]
-        code += [int(plan.detach_reset), plan.delay]
-        own = plan.inhibition
-        code += [0, 0, 0] if own is None else [own.channels, *own.kernel]
-        code += [sum(1 << index for index in plan.skips)]
-        ints += code + [0] * (INTS_PER_LAYER - len(code))
-        floats += [
-            plan.decay_mem,
-            plan.decay_syn,
-            plan.threshold,
-            plan.surrogate_slope,
-            plan.surrogate_scale,
-            *((0.0,) * 4 if own is None else astuple(own)[2:]),
-        ]
-    return tuple(ints), tuple(float(value) for value in floats)
-
-
-@remembered
-def decode(ints: tuple[int, ...], floats: tuple[float, ...]) -> tuple[LayerPlan, ...]:
-    """Give back the plans that `encode` was given; ValueError when the lengths do not fit."""
-    n_layers = ints[0] if ints else 0
-    if len(ints) != 1 + n_layers * INTS_PER_LAYER or len(floats) != n_layers * FLOATS_PER_LAYER:
-        raise ValueError(
-            f"{n_layers} layers need {1 + n_layers * INTS_PER_LAYER} ints and "
-            f"{n_layers * FLOATS_PER_LAYER} floats, got {len(ints)} and {len(floats)}"
-        )
-    plans = []
-    for index in range(n_layers):
-        code = iter(ints[1 + index * INTS_PER_LAYER : 1 + (index + 1) * INTS_PER_LAYER])
-        plans.append(_decode_layer(code, iter(floats[index * FLOATS_PER_LAYER :])))
-    return tuple(plans)
-
-
-def _decode_layer(ints: Iterator[int], floats: Iterator[float]) -> LayerPlan:
-    """One layer, its numbers taken in the order in which `encode` lists them."""
-
-    def pair() -> tuple[int, int]:
-        return next(ints), next(ints)
-
-    def triple() -> tuple[int, int, int]:
-        return next(ints), next(ints), next(ints)
-
-    kind, n_dims, shape = KINDS[next(ints)], next(ints), triple()
-    features = ((shape[0],), (shape[0], shape[2]), shape)[n_dims - 1]
-    has_feedforward, in_shape = next(ints), triple()
-    kernel, stride, padding, dilation = pair(), pair(), pair(), pair()
-    is_recurrent, recurrent_kernel = next(ints), pair()
-    link = None
-    if has_feedforward:
-        link = Connection(in_shape, shape, kernel, stride, padding, dilation)
-    options: dict[str, Any] = {
-        "decay_mem": next(floats),
-        "decay_syn": next(floats),
-        "threshold": next(floats),
-        "surrogate_slope": next(floats),
-        "surrogate_scale": next(floats),
-        "detach_reset": bool(next(ints)),
-        "delay": next(ints),
-    }
-    channels, inhibitory_kernel, skips = next(ints), pair(), next(ints)
-    if channels:
-        decays = (next(floats), next(floats), next(floats), next(floats))
-        options["inhibition"] = Inhibition(channels, inhibitory_kernel, *decays)
-    options["skips"] = tuple(bit for bit in range(skips.bit_length()) if skips >> bit & 1)
-    return LayerPlan(kind, features, link, recurrent_kernel if is_recurrent else None, **options)

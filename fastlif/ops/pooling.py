@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastlif.ops.plan import Connection
+from fastlif.ops.connection import Connection
 
 
 def pooled_words(

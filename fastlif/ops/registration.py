@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastlif.ops import autocast
+from fastlif.ops.encoding import decode, encode
 from fastlif.ops.engines import AUTO, chosen, steps_outermost
 from fastlif.ops.layout import (
     GRADS_PER_LAYER,
@@ -25,15 +26,7 @@ from fastlif.ops.layout import (
     StackShapes,
     kept_dtype,
 )
-from fastlif.ops.plan import (
-    LayerPlan,
-    LayerTensors,
-    LIFState,
-    StackResult,
-    common_dtype,
-    decode,
-    encode,
-)
+from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, StackResult, common_dtype
 from fastlif.spikes import PackedSpikes
 
 _library = torch.library.Library("fastlif", "DEF")

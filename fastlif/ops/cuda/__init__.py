@@ -17,8 +17,9 @@ from fastlif import extension
 from fastlif.ops.cuda import stack_forward
 from fastlif.ops.cuda.call import Call, device_shared_bytes, misfit, on_device, unusable
 from fastlif.ops.cuda.stack_backward import Backward
+from fastlif.ops.encoding import encode
 from fastlif.ops.layout import Saved, StackOutputs, StackShapes
-from fastlif.ops.plan import LayerPlan, encode, lacking
+from fastlif.ops.plan import LayerPlan, lacking
 
 SUPPORTED: tuple[str, ...] = ("inhibition", "max_pool", "skips")  # of what `lacking` asks for
 

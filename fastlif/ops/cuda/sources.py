@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastlif.ops.connection import dense_connection
 from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, kernel_plan, packed
-from fastlif.ops.plan import LayerPlan, dense_connection, encode
+from fastlif.ops.encoding import encode
+from fastlif.ops.plan import LayerPlan
 from fastlif.ops.remember import remembered
 from fastlif.spikes import n_words
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlif.ops import pooling
-from fastlif.ops.plan import Connection
+from fastlif.ops.connection import Connection
 from fastlif.ops.triton import launch
 from fastlif.ops.triton.products import window_steps
 from fastlif.spikes import WORD_STEPS

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastlif.ops import dense
-from fastlif.ops.plan import Connection, LayerPlan, dense_connection
+from fastlif.ops.connection import Connection, dense_connection
+from fastlif.ops.plan import LayerPlan
 from fastlif.ops.remember import remembered
 from fastlif.ops.triton import pack
 from fastlif.spikes import WORD_STEPS

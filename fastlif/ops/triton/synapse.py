@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastlif.ops.plan import Connection
+from fastlif.ops.connection import Connection
 from fastlif.ops.triton import launch
 from fastlif.spikes import WORD_STEPS
 
