@@ -62,6 +62,15 @@ def test_what_is_given_wins_over_the_scale():
     assert options.samples_of(7340) == 100
 
 
+def test_files_of_a_part_have_names_of_their_own():
+    assert Options().suffix() == ""
+    assert Options(device="cuda", backend="reference").suffix() == ""
+    assert Options(scale=0.05, only=("conv-7",)).suffix() == "-scale0.05-only-conv-7"
+    assert Options(only=("b", "CIFAR conv-2")).suffix() == "-only-CIFAR_conv-2-b"
+    named = [Options(targets=t, seeds=2).suffix() for t in ((1.0, 0.2), (0.2, 1.0, 1.0))]
+    assert named == ["-seeds2-targets0.2_1"] * 2
+
+
 def test_priming_takes_no_more_than_half_of_the_epochs():
     assert Options().priming_of(10, 200) == 10
     assert Options().priming_of(10, 10) == 5

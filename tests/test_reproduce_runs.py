@@ -12,12 +12,13 @@ import torch
 from typer.testing import CliRunner, Result
 
 from fastlif.cli import app
+from fastlif.init import psp_integrals, recurrent_distributions
 from fastlif.reproduce import EXPERIMENTS, Experiment, Options, Sources, Table, reproduce
 from fastlif.reproduce import runs as runs_module
 from fastlif.reproduce.figures.supplement import draw_s5
 from fastlif.reproduce.plan import Plan
 from fastlif.reproduce.runs import Run, outcome, run_arrays, run_rows
-from fastlif.train import EpochRecord, Task, default_config, load_task, train
+from fastlif.train import EpochRecord, Task, TrainingFailed, default_config, load_task, train
 
 SMALL = ("--epochs", "2", "--samples", "120", "--batch-size", "60", "--seeds", "1")
 TARGETS = (0.5, 1.0)
@@ -90,7 +91,8 @@ def test_the_command_makes_table_and_figure_and_repeats_nothing(
     result = command(*arguments)
     assert result.exit_code == 0, result.output
     assert "run 2 of 2" in result.output and "2 finished" in result.output
-    table = Table.read(tmp_path / "figS5.csv")
+    stem = "figS5-seeds1-epochs2-samples120-targets0.5_1-batch60-only-a"
+    table = Table.read(tmp_path / f"{stem}.csv")
     assert table.distinct("target") == [0.5, 1.0] and table.distinct("seed") == [0]
     for metric in ("test_accuracy", "validation_accuracy", "train_accuracy", "n_parameters"):
         assert len(table.where(metric=metric).values()) == 2
@@ -101,14 +103,15 @@ def test_the_command_makes_table_and_figure_and_repeats_nothing(
         "randman", True, 2, 120
     )  # fmt: skip
     assert "2 of 200 epochs" in row["shrunk"] and "only a" in row["shrunk"]
-    assert (tmp_path / "figS5.pdf").stat().st_size > 5000
-    assert (tmp_path / "figS5.png").stat().st_size > 5000
+    assert (tmp_path / f"{stem}.pdf").stat().st_size > 5000
+    assert (tmp_path / f"{stem}.png").stat().st_size > 5000
 
-    content = (tmp_path / "figS5.csv").read_bytes()
+    content = (tmp_path / f"{stem}.csv").read_bytes()
     monkeypatch.setattr(runs_module, "train", None)  # must not be called
     again = command(*arguments)
     assert again.exit_code == 0 and again.output.count("finished before") == 2
-    assert (tmp_path / "figS5.csv").read_bytes() == content
+    assert (tmp_path / f"{stem}.csv").read_bytes() == content
+    assert not list(tmp_path.glob("figS5.*"))  # the names of the full experiment
 
 
 def test_an_interrupted_reproduction_goes_on_and_ends_the_same(tmp_path: Path) -> None:
@@ -117,14 +120,15 @@ def test_an_interrupted_reproduction_goes_on_and_ends_the_same(tmp_path: Path) -
 
     with pytest.raises(KeyboardInterrupt):
         reproduce(figure, options(), Sources(), tmp_path / "cut", Quiet(interrupt_run=2))
-    partial = Table.read(tmp_path / "cut" / "figS5.csv")
+    name = f"figS5{options().suffix()}.csv"
+    partial = Table.read(tmp_path / "cut" / name)
     assert partial.distinct("target") == [0.5]  # the finished run is in the table already
     after = Quiet()
     reproduce(figure, options(), Sources(), tmp_path / "cut", after)
     kinds = [kind for kind, _ in after.told]
     assert kinds == ["kept", "begun", "epochs done", "finished"]
     assert after.told[2] == ("epochs done", "1")
-    tables = [(tmp_path / name / "figS5.csv").read_bytes() for name in ("whole", "cut")]
+    tables = [(tmp_path / part / name).read_bytes() for part in ("whole", "cut")]
     assert tables[0] == tables[1]
 
 
@@ -133,7 +137,7 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(
 ) -> None:
     def fails_once(config, *arguments, **more):  # type: ignore[no-untyped-def]
         if config.sigma_u == 0.5:
-            raise ValueError("the loss must stay finite, got nan")
+            raise TrainingFailed("the loss must stay finite, got nan")
         return train(config, *arguments, **more)
 
     monkeypatch.setattr(runs_module, "train", fails_once)
@@ -149,16 +153,60 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(
     again = Quiet()
     reproduce(EXPERIMENTS["figS5"], options(), Sources(), tmp_path, again)
     assert [kind for kind, _ in again.told] == ["kept", "kept"]
+    arguments = ("--only", "a", "--targets", "0.5,1", "--epochs", 2, "--seeds", 1)
+    result = command("figS5", *arguments, "--batch-size", 60, "--out", tmp_path)
+    assert result.exit_code == 1 and "1 finished, 1 failed" in result.output
+
+
+def test_a_result_outranks_a_failure(tmp_path: Path) -> None:
+    run = EXPERIMENTS["figS5"].planned(options()).runs[0]
+    (tmp_path / "failed.json").write_text("{}")
+    assert outcome(run, tmp_path) == "failed"
+    (tmp_path / "result.json").write_text("{}")
+    assert outcome(run, tmp_path) == "finished"
+
+
+@pytest.mark.parametrize("what", ["load_task", "train"])
+def test_what_a_user_can_mend_is_not_recorded_as_a_failure(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*arguments: object, **more: object) -> None:
+        raise ValueError("damaged file")
+
+    monkeypatch.setattr(runs_module, what, refuses)
+    with pytest.raises(ValueError, match="damaged file"):
+        reproduce(EXPERIMENTS["figS5"], options(), Sources(), tmp_path, Quiet())
+    assert not list(tmp_path.rglob("failed.json"))
+
+
+def test_a_target_out_of_reach_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*arguments: object, **more: object) -> None:
+        psp = psp_integrals(20e-3, 10e-3, 2e-3)
+        recurrent_distributions((20,), (), 5.0, psp, sigma_u=1e-6, mu_u=0.9)
+
+    monkeypatch.setattr(runs_module, "train", unreachable)
+    out = reproduce(EXPERIMENTS["figS5"], options(), Sources(), tmp_path, Quiet())
+    assert out.statuses["failed"] == 2
 
 
 def test_runs_without_data_are_skipped_and_said_so(tmp_path: Path) -> None:
     progress = Quiet()
-    out = reproduce(EXPERIMENTS["figS5"], options(only=("b",)), Sources(), tmp_path, progress)
+    sizes = options(only=("a", "b"))
+    out = reproduce(EXPERIMENTS["figS5"], sizes, Sources(), tmp_path, progress)
     reason = "no SHD data: give --data-shd FOLDER with one *train*.h5 and one *test*.h5"
-    assert progress.told == [("skipped", reason)] * 2
-    assert out.statuses == {"finished": 0, "failed": 0, "skipped": 2}
-    rows = Table.read(out.table).rows
+    assert progress.told[:2] == [("skipped", reason)] * 2
+    assert out.statuses == {"finished": 2, "failed": 0, "skipped": 2}
+    rows = Table.read(out.table).where(status="skipped").rows
     assert [row["message"] for row in rows] == [reason] * 2
+
+
+def test_without_any_data_nothing_is_written(tmp_path: Path) -> None:
+    result = command("fig4", "--out", tmp_path / "no")
+    assert result.exit_code == 2
+    assert "fig4 has nothing to show: no SHD data: give --data-shd" in result.output
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_dry_run_lists_runs_and_makes_none(tmp_path: Path) -> None:
@@ -176,7 +224,9 @@ def test_a_dry_run_lists_runs_and_makes_none(tmp_path: Path) -> None:
         (("fig4", "--scale", "2"), "scale must lie in (0, 1], got 2.0"),
         (("fig4", "--targets", "1;2"), "targets must be numbers with commas between"),
         (("fig4", "--data", "nowhere"), "nowhere: no such folder"),
-        (("fig4", "--only", "z"), "only must name a panel or a network of fig4"),
+        (("fig4", "--only", "conv-7", "--only", "conv7"), "networks of fig4, got conv7"),
+        (("fig1", "--only", "a"), "only must not be given for fig1, which has no runs"),
+        (("fig4", "--only", "z"), "only must name panels or networks of fig4, got z"),
     ],
 )
 def test_bad_arguments_end_with_one_line(arguments, message, tmp_path: Path) -> None:

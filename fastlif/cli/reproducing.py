@@ -75,7 +75,8 @@ def reproduce(
 ) -> None:
     """Repeat an experiment of the paper: its runs, a table of all numbers, and its figure.
 
-    The same command after an interruption goes on where it was.
+    The same command after an interruption goes on where it was. The exit status is 1 if a run
+    failed. Files of a part of an experiment have its size and selection in their names.
     """
     # Imported here: it takes a second or two, which no other command should pay.
     import torch
@@ -116,6 +117,8 @@ def reproduce(
     counted = ", ".join(f"{n} {status}" for status, n in outputs.statuses.items() if n)
     files = ", ".join(str(path) for path in (outputs.table, *outputs.figures))
     console.print(f"{counted}; {files}", highlight=False, soft_wrap=True)
+    if outputs.statuses["failed"]:
+        raise typer.Exit(1)
 
 
 class _ConsoleProgress:

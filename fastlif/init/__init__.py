@@ -22,6 +22,7 @@ from fastlif.init.dalian import (
 from fastlif.init.formulas import (
     PSPIntegrals,
     RecurrentDistributions,
+    UnreachableTarget,
     WeightDistribution,
     centred_distribution,
     general_distribution,
@@ -49,6 +50,7 @@ __all__ = [
     "Prediction",
     "RecurrentDistributions",
     "Source",
+    "UnreachableTarget",
     "WeightDistribution",
     "centred_distribution",
     "dalian_exponential",

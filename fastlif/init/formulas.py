@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
+class UnreachableTarget(ValueError):
+    """No weights give the membranes that were asked for."""
+
+
 class PSPIntegrals(NamedTuple):
     """Integrals of the response k(t) of the membrane to one input spike of weight 1."""
 
@@ -205,7 +209,7 @@ def _connection_std(
     variance = share * sigma_u**2 / unit - mean**2
     if variance < 0.0:
         needed = math.sqrt(mean**2 * unit / share)
-        raise ValueError(
+        raise UnreachableTarget(
             f"the target mu_u={mu_u:g}, sigma_u={sigma_u:g} cannot be reached: {symbol}^2 would be "
             f"{variance:.4g}. Weights that all equal the mean that this mu_u asks for, {mean:.4g}, "
             f"fluctuate more: it needs sigma_u >= {needed:.4g}, {needed - sigma_u:.4g} more. Raise "

@@ -90,14 +90,23 @@ class Experiment:
     kinds: tuple[str, ...] = ()
 
     def planned(self, options: Options) -> Plan:
-        """The runs at the size of the options; a ValueError if `only` leaves none."""
+        """The runs at the size of the options.
+
+        Raises:
+            ValueError: `only` has a name that is none of this experiment's, or leaves no run.
+        """
         plan = Plan(options)
-        if self.plan is not None:
-            self.plan(plan)
-            if not plan.runs:
-                raise ValueError(
-                    f"only must name a panel or a network of {self.name}, got {options.only}"
-                )
+        if self.plan is None:
+            if options.only:
+                raise ValueError(f"only must not be given for {self.name}, which has no runs")
+            return plan
+        self.plan(plan)
+        if unknown := plan.unknown():
+            raise ValueError(
+                f"only must name panels or networks of {self.name}, got {', '.join(unknown)}"
+            )
+        if not plan.runs:
+            raise ValueError(f"{self.name} has no runs at this size: {plan.shrunk()}")
         return plan
 
 
@@ -139,18 +148,25 @@ def reproduce(
 
     Runs live in `out`/runs, each in a folder of its own; those that are finished there are not
     made again, those that were interrupted go on. After an interruption the table holds what is
-    there by then.
+    there by then. A part of the experiment, or a smaller one, has files with names of their own.
+
+    Raises:
+        ValueError: nothing can be shown as all data is missing, or data, device or backend cannot
+            be used.
+        FileNotFoundError: a file of the data is missing.
     """
     plan = experiment.planned(options)
+    _check_sources(experiment, plan, sources)
+    stem = f"{experiment.name}{options.suffix()}"
     folder = out / RUNS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _make_runs(plan.runs, sources, folder, progress)
     finally:
         results = collect(experiment, plan, sources, folder)
-        table = out / f"{experiment.name}.csv"
+        table = out / f"{stem}.csv"
         write_atomically(table, results.table.text().encode())
-    figures = draw(experiment, results, out)
+    figures = draw(experiment, results, out / stem)
     seen = {(row["label"], row["status"]) for row in results.table}
     statuses = {
         status: sum(1 for _, other in seen if other == status)
@@ -159,9 +175,9 @@ def reproduce(
     return Outputs(table, figures, statuses)
 
 
-def draw(experiment: Experiment, results: Results, out: Path) -> tuple[Path, ...]:
-    """Write the figure as PDF and PNG."""
-    paths = tuple(out / f"{experiment.name}.{kind}" for kind in ("pdf", "png"))
+def draw(experiment: Experiment, results: Results, stem: Path) -> tuple[Path, ...]:
+    """Write the figure as PDF and PNG, `stem` with an ending each."""
+    paths = tuple(stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png"))
     with plots.style():
         figure = experiment.draw(results)
         for path in paths:
@@ -197,6 +213,16 @@ def collect(experiment: Experiment, plan: Plan, sources: Sources, folder: Path) 
         tuple(_notes(plan, experiment.kinds, sources, rows)),
         {kind: sources.name(kind) for kind in DATA_SETS},
     )
+
+
+def _check_sources(experiment: Experiment, plan: Plan, sources: Sources) -> None:
+    """ValueError if data is needed and none of it can be had."""
+    kinds = dict.fromkeys((*experiment.kinds, *(run.data for run in plan.runs)))
+    reasons = [sources.missing(kind) for kind in kinds]
+    if reasons and all(reasons):
+        raise ValueError(
+            f"{experiment.name} has nothing to show: {'; '.join(filter(None, reasons))}"
+        )
 
 
 def _make_runs(runs: list[Run], sources: Sources, folder: Path, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,6 +59,27 @@ class Options:
             for target in self.targets:
                 if not (math.isfinite(target) and target > 0):
                     raise ValueError(f"targets must be finite and > 0, got {target}")
+
+    def suffix(self) -> str:
+        """What a file name gets that holds less or else than the full experiment.
+
+        "-scale0.05-only-conv-7" for instance, empty for the full size. In whatever order targets
+        and selections were given, the same ones give the same name.
+        """
+        parts = [] if self.scale == 1.0 else [f"scale{self.scale:.12g}"]
+        for name in ("seeds", "epochs", "samples"):
+            if getattr(self, name) is not None:
+                parts.append(f"{name}{getattr(self, name)}")
+        if self.targets is not None:
+            parts.append("targets" + "_".join(f"{t:.12g}" for t in self.targets_of(())))
+        if self.batch_size is not None:
+            parts.append(f"batch{self.batch_size}")
+        if self.channel_shift:
+            parts.append(f"shift{self.channel_shift}")
+        if self.only:
+            names = (re.sub(r"[^\w.+-]", "_", name) for name in sorted(set(self.only)))
+            parts.append("only-" + "-".join(names))
+        return "".join(f"-{part}" for part in parts)
 
     def seeds_of(self, full: int = PAPER_SEEDS) -> range:
         """Seeds to run where the paper has `full` of them."""

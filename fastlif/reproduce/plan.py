@@ -32,6 +32,7 @@ class Plan:
     def __init__(self, options: Options) -> None:
         self.options = options
         self._runs: dict[tuple[Any, ...], Run] = {}
+        self._names: set[str] = set()  # that `only` can take: panels' letters and networks
         self._notes: dict[str, None] = {}  # in order, each once
         self._left_out: dict[float, list[str]] = {}  # by the scale from which on they are in
         if options.scale < 1.0:
@@ -86,6 +87,10 @@ class Plan:
             run = Run(panels, network, PLAIN, config, False, ("initial",))
             self._add(run, targets, PAPER_SEEDS)
 
+    def unknown(self) -> list[str]:
+        """What `only` names and no run that was added or left out has."""
+        return [name for name in self.options.only if name not in self._names]
+
     def seeds(self, n_seeds: int = PAPER_SEEDS) -> range:
         """Seeds of what is measured without a run."""
         chosen = self.options.seeds_of(n_seeds)
@@ -113,6 +118,7 @@ class Plan:
         return "; ".join([*self._notes, *left_out])
 
     def _wanted(self, panels: str, network: str) -> bool:
+        self._names |= {*panels, network}
         if not self.options.wants(panels, network):
             self._note(f"only {', '.join(self.options.only)}")
             return False

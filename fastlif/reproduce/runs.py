@@ -15,11 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlif.init import ActivityWarning
+from fastlif.init import ActivityWarning, UnreachableTarget
 from fastlif.models import Regularization, preset
 from fastlif.reproduce.recording import LAYER_STAGES, layer_name, record_example, record_layers
 from fastlif.reproduce.sources import Sources
-from fastlif.train import Reporter, Task, TrainConfig, default_config, load_task, train
+from fastlif.train import (
+    Reporter,
+    Task,
+    TrainConfig,
+    TrainingFailed,
+    default_config,
+    load_task,
+    train,
+)
 from fastlif.train.checkpoint import write_atomically
 
 __all__ = ["Run", "Tasks", "configured", "execute", "outcome", "run_arrays", "run_rows"]
@@ -128,32 +136,38 @@ class Tasks:
 
 def outcome(run: Run, folder: Path) -> str:
     """What is in a run's folder: "finished", "failed", or "unfinished" with something to do."""
-    if (folder / FAILED_NAME).is_file():
-        return "failed"
-    done = not run.trained or (folder / "result.json").is_file()
+    has_result = (folder / "result.json").is_file()
     recorded = all(_record_path(folder, record).is_file() for record in _own_files(run))
-    return "finished" if done and recorded else "unfinished"
+    if recorded and (has_result or not run.trained):
+        return "finished"
+    # A result outranks a failure: only records are missing then, and they can be made.
+    failed = (folder / FAILED_NAME).is_file() and not has_result
+    return "failed" if failed else "unfinished"
 
 
 def execute(run: Run, folder: Path, tasks: Tasks, reporter: Reporter | None = None) -> None:
     """Do what is not done yet: train, going on where it was interrupted, then record.
 
     A run that cannot go on (its loss is no longer finite, its target cannot be reached) leaves a
-    file with the message instead of a result.
+    file with the message instead of a result. What a user can mend is not the run's failure.
+
+    Raises:
+        ValueError: data, checkpoint, device or backend cannot be used.
+        FileNotFoundError: a file of the data is missing.
     """
+    task = tasks.of(run.config)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with warnings.catch_warnings():
             # Layers that a start leaves silent are what the experiments are about.
             warnings.simplefilter("ignore", ActivityWarning)
-            _execute(run, folder, tasks, reporter)
-    except ValueError as error:
+            _execute(run, folder, task, reporter)
+    except (TrainingFailed, UnreachableTarget) as error:
         content = {"message": str(error), "settings": run.config.as_dict()}
         write_atomically(folder / FAILED_NAME, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _execute(run: Run, folder: Path, tasks: Tasks, reporter: Reporter | None) -> None:
-    task = tasks.of(run.config)
+def _execute(run: Run, folder: Path, task: Task, reporter: Reporter | None) -> None:
     # First what needs no training, so that it is there whatever becomes of the training.
     if "initial" in run.records:
         _record_layers(run, task, folder, "initial")

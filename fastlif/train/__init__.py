@@ -4,7 +4,7 @@ from fastlif.train.config import TrainConfig, default_config
 from fastlif.train.initialization import initialize
 from fastlif.train.logs import EpochRecord, Scores
 from fastlif.train.loop import TrainResult, train
-from fastlif.train.run import Reporter
+from fastlif.train.run import Reporter, TrainingFailed
 from fastlif.train.task import Task, load_task
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Task",
     "TrainConfig",
     "TrainResult",
+    "TrainingFailed",
     "default_config",
     "initialize",
     "load_task",

@@ -49,7 +49,8 @@ def train(
 
     Raises:
         ValueError: the folder already holds a run and `resume` is False, its checkpoint is
-            damaged or of another run, or the loss is no longer finite.
+            damaged or of another run.
+        TrainingFailed: the loss is no longer finite; it is a ValueError too.
         FileNotFoundError: `resume` is True and there is no checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,10 +35,14 @@ from fastlif.train.objective import HOMEOSTASIS, Meter, penalty, populations, sp
 from fastlif.train.optimizers import make_optimizer
 from fastlif.train.task import Task
 
-__all__ = ["CHECKPOINT_NAME", "CSV_NAME", "Reporter", "Run"]
+__all__ = ["CHECKPOINT_NAME", "CSV_NAME", "Reporter", "Run", "TrainingFailed"]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 CSV_NAME = "epochs.csv"
+
+
+class TrainingFailed(ValueError):
+    """Training cannot go on, with these settings, whatever the machine: the loss is not finite."""
 
 
 class Reporter(Protocol):
@@ -121,7 +125,7 @@ class Run:
                 reporter.batch_done()
         scores = self.meter.scores()
         if not math.isfinite(scores.loss + scores.penalty):
-            raise ValueError(
+            raise TrainingFailed(
                 f"the loss must stay finite, got {scores.loss} with a penalty of {scores.penalty} "
                 f"in epoch {epoch}: lower lr, sigma_u or the bounds' strength"
             )
