@@ -15,7 +15,7 @@ from fastlif.reproduce.experiment import collect
 from fastlif.reproduce.paper import published
 from fastlif.reproduce.runs import Run
 
-ACCURACIES = ("train_accuracy", "validation_accuracy", "test_accuracy")
+ACCURACIES = ("train_accuracy", "final_validation_accuracy", "test_accuracy")
 
 
 def made_up(experiment: Experiment, options: Options) -> Results:

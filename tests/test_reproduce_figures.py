@@ -82,7 +82,7 @@ def test_means_and_kaiming_are_where_they_belong() -> None:
     figure = drawn(EXPERIMENTS["fig4"], results)
     accuracies = figure.axes[0]
     lines = {str(line.get_label()): line for line in accuracies.get_lines()}
-    found = results.table.where(metric="validation_accuracy", network="conv-7")
+    found = results.table.where(metric="final_validation_accuracy", network="conv-7")
     of_target = found.where(condition="fluctuation-driven").over("target")
     x, y = lines["conv-7"].get_data()
     assert list(x) == [key[0] for key in of_target]
@@ -92,6 +92,44 @@ def test_means_and_kaiming_are_where_they_belong() -> None:
     kaiming = 100 * found.where(condition="Kaiming").over()[()].mean
     points = [line.get_ydata() for line in accuracies.get_lines() if line.get_marker() == "s"]
     assert any(value == pytest.approx([kaiming]) for value in points)
+
+
+def test_silent_layers_are_drawn_at_no_rate() -> None:
+    results = made_up(EXPERIMENTS["fig4"], Options(scale=0.2))
+    rows = [row for row in results.table if row["metric"] != "firing_rate" or row["layer"] != "7"]
+    silent = [
+        {**row, "value": 0.0}
+        for row in results.table
+        if row["metric"] == "firing_rate" and row["layer"] == "7"
+    ]
+    figure = drawn(EXPERIMENTS["fig4"], Results(Table([*rows, *silent])))
+    rates, gradients = figure.axes[3], figure.axes[4]
+    lines = [line for line in rates.get_lines() if len(np.atleast_1d(line.get_ydata())) == 7]
+    assert len(lines) == 5 and all(line.get_ydata()[-1] == 0.0 for line in lines)
+    assert rates.get_ylim()[0] == 0.0
+    assert rates.get_yscale() == "symlog" and gradients.get_yscale() == "log"
+
+
+def test_seeds_are_averaged_before_zeros_are_left_out() -> None:
+    rows = [
+        {"network": "dense", "condition": "fluctuation-driven", "stage": "initial",
+         "metric": "weight_gradient", "layer": "1", "target": target, "seed": seed, "value": value}
+        for target, values in ((0.1, (0.0, 0.0)), (1.0, (0.0, 4.0)))
+        for seed, value in enumerate(values)
+    ]  # fmt: skip
+    figure = drawn(EXPERIMENTS["fig3"], Results(Table(rows)))
+    (line,) = [
+        line
+        for ax in figure.axes
+        for line in ax.get_lines()
+        if line.get_label() == "hidden layer" and len(line.get_xdata()) == 2
+    ]
+    assert line.get_ydata() == pytest.approx([np.nan, 2.0], nan_ok=True)
+
+
+def test_axes_say_of_which_epoch_an_accuracy_is() -> None:
+    written = texts(drawn(EXPERIMENTS["figS6"], made_up(EXPERIMENTS["figS6"], SMALL)))
+    assert {"validation accuracy\n(last epoch, %)", "test accuracy\n(best epoch, %)"} <= {*written}
 
 
 def test_theory_and_simulation_agree_without_the_reset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,12 @@ def test_the_command_makes_table_and_figure_and_repeats_nothing(
     assert table.distinct("target") == [0.5, 1.0] and table.distinct("seed") == [0]
     for metric in ("test_accuracy", "validation_accuracy", "train_accuracy", "n_parameters"):
         assert len(table.where(metric=metric).values()) == 2
+    (log,) = {path.parent for path in tmp_path.glob("runs/*sigma1-*/epochs.csv")}
+    with open(log / "epochs.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    (final,) = table.where(metric="final_validation_accuracy", target=1.0)
+    assert final["value"] == float(last["validation_accuracy"]) and final["stage"] == "last epoch"
+    assert table.where(metric="test_accuracy").distinct("stage") == ["best epoch"]
     (parameters,) = set(table.where(metric="n_parameters").values())
     assert parameters == 20 * 128 + 128 * 128 + 128 * 10
     row = table.rows[0]

@@ -146,7 +146,7 @@ def recurrent_distributions(
         recurrent ones equal parts of 1 - alpha.
     alpha: share of sigma_u^2 from feed-forward input, 0 < alpha < 1.
 
-    Raises ValueError when a connection's part of the variance is too small for mu_u.
+    Raises UnreachableTarget when a connection's part of the variance is too small for mu_u.
     """
     _check_rate(rate)
     check_finite("mu_u", mu_u)

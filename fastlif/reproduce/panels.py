@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastlif.plots.style import CYCLE
 from fastlif.reproduce.experiment import Results
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 __all__ = [
+    "ACCURACIES",
     "NETWORK_COLORS",
     "PAPER_COLOR",
     "Series",
@@ -39,6 +41,12 @@ __all__ = [
     "target_colors",
 ]
 
+# Of the validation accuracy the paper reports that of the last epoch; ours of test samples is with
+# the weights of the epoch that was best on validation.
+ACCURACIES = {
+    "final_validation_accuracy": "validation accuracy\n(last epoch, %)",
+    "test_accuracy": "test accuracy\n(best epoch, %)",
+}
 PAPER_COLOR = "0.35"
 NETWORK_COLORS = CYCLE
 KAIMING_GAP = 5.0  # Kaiming stands this factor to the right of the largest target
@@ -111,11 +119,11 @@ def footnotes(figure: Figure | SubFigure, results: Results) -> None:
         )
 
 
-def accuracy_axis(ax: Axes, label: str, table: Table) -> None:
+def accuracy_axis(ax: Axes, metric: str, table: Table) -> None:
     """An axis of accuracies in percent from 0, with the line of guessing if all guess alike."""
     ax.set_ylim(0.0, 103.0)
     ax.set_yticks(range(0, 101, 25))
-    ax.set_ylabel(f"{label} (%)")
+    ax.set_ylabel(ACCURACIES[metric])
     classes = set(table.where(metric="n_classes").values())
     if len(classes) == 1:
         ax.axhline(100.0 / classes.pop(), color="0.6", lw=0.8, ls=":", zorder=0)
@@ -128,11 +136,13 @@ def over_targets(
     series: Sequence[Series],
     *,
     factor: float = 1.0,
+    positive: bool = False,
 ) -> None:
     """Mean over seeds against the target of sigma_U, with their standard deviation as a band.
 
     Kaiming initialization, which has no target, stands to the right of them. A star with the color
-    of the line is what the paper prints.
+    of the line is what the paper prints. `positive` leaves out means of 0, for an axis of
+    logarithms.
     """
     of_metric = table.where(metric=metric)
     targets = sorted(of_metric.distinct("target"))
@@ -142,7 +152,8 @@ def over_targets(
         found = of_metric.where(**one.where).over("target")
         points = [(key[0], summary) for key, summary in found.items() if key[0] is not None]
         if points:
-            _band(ax, [x for x, _ in points], [s for _, s in points], one, factor)
+            means = _drawable([s.mean * factor for _, s in points], positive=positive)
+            _band(ax, [x for x, _ in points], means, [s.std * factor for _, s in points], one)
         if one.kaiming is not None:
             conditions = {**one.where, "condition": one.kaiming, "target": None}
             summary = of_metric.where(**conditions).over("condition").get((one.kaiming,))
@@ -183,19 +194,19 @@ def compare(
         for condition, label in conditions.items()
     ]
     over_targets(ax, table, metric, series, factor=100.0)
-    accuracy_axis(ax, f"{metric.split('_')[0]} accuracy", table.where(network=network))
+    accuracy_axis(ax, metric, table.where(network=network))
     if any(published(metric, network, condition) for condition in conditions):
         paper_entry(ax, "SHD")
     legend(ax, fontsize=6)
 
 
 def _band(
-    ax: Axes, x: Sequence[float], summaries: Sequence[Summary], one: Series, factor: float
+    ax: Axes, x: Sequence[float], mean: NDArray[np.float64], spread: Sequence[float], one: Series
 ) -> None:
-    mean = np.array([s.mean for s in summaries]) * factor
-    std = np.array([s.std for s in summaries]) * factor
+    """A line and, where the seeds differ, a band around it."""
+    std = np.asarray(spread)
     ax.plot(x, mean, one.style, color=one.color, marker=one.marker, ms=3.5, lw=1.2, label=one.label)
-    if any(s.n > 1 for s in summaries):
+    if std.any():
         ax.fill_between(x, mean - std, mean + std, color=one.color, alpha=0.2, lw=0)
 
 
@@ -264,8 +275,13 @@ def target_colors(targets: Sequence[float]) -> dict[float, Any]:
     return {target: shades[i] for i, target in enumerate(sorted(targets))}
 
 
-def by_layer(ax: Axes, table: Table, metric: str, *, readout: bool = True) -> None:
-    """A magnitude against depth, a line for every target of sigma_U."""
+def by_layer(
+    ax: Axes, table: Table, metric: str, *, readout: bool = True, positive: bool = True
+) -> None:
+    """A magnitude against depth, a line for every target of sigma_U.
+
+    positive: leave out means of 0, for an axis of logarithms; else they stand on its foot.
+    """
     of_metric = table.where(metric=metric)
     targets = sorted(of_metric.distinct("target"))
     colors = target_colors(targets)
@@ -277,15 +293,22 @@ def by_layer(ax: Axes, table: Table, metric: str, *, readout: bool = True) -> No
         by_name = {str(key[0]): summary for key, summary in found.items()}
         summaries = [by_name[name] for name in layers]
         # A layer without spikes has no weight update behind it: a gap on an axis of logarithms.
-        mean = np.array([s.mean if s.mean > 0.0 else np.nan for s in summaries])
+        mean = _drawable([s.mean for s in summaries], positive=positive)
         places = [list(names).index(name) for name in layers]
-        ax.plot(places, mean, "o-", ms=3, lw=1.1, color=colors[target], label=f"{target:g}")
+        line = {"ms": 3, "lw": 1.1, "color": colors[target], "clip_on": positive}
+        ax.plot(places, mean, "o-", label=f"{target:g}", **line)
         if any(s.n > 1 for s in summaries):
-            low = np.array([s.low if s.low > 0.0 else np.nan for s in summaries])
-            high = np.array([s.high if s.high > 0.0 else np.nan for s in summaries])
+            low = _drawable([s.low for s in summaries], positive=positive)
+            high = _drawable([s.high for s in summaries], positive=positive)
             ax.fill_between(places, low, high, color=colors[target], alpha=0.15, lw=0)
     ax.set_xticks(range(len(names)), [_short(name) for name in names])
     ax.set_xlabel("hidden layer")
+
+
+def _drawable(values: Sequence[float], *, positive: bool) -> NDArray[np.float64]:
+    """The values, with gaps where one is not above 0 and `positive` asks for that."""
+    found = np.asarray(values, dtype=np.float64)
+    return np.where(found > 0.0, found, np.nan) if positive else found
 
 
 def _in_order(layers: Sequence[str], *, readout: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,17 @@ DATA_SETS: dict[str, DataSet] = {
 }
 
 
+# Names of the files that are read and how many folders below the given one they may lie.
+_READ: dict[str, tuple[tuple[str, ...], int]] = {
+    "events": (("*train*.h5", "*valid*.h5", "*test*.h5"), 0),
+    "images": (("data_batch_*", "test_batch", "*.npz"), 1),
+    "event_camera": (
+        ("*.aedat", "*_labels.csv", "trials_to_*.txt", "*.npy", "*.bin", "*.npz"),
+        3,
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Sources:
     """Folders by kind of data; a kind without one is absent, generated data needs none.
@@ -40,6 +52,8 @@ class Sources:
     """
 
     folders: Mapping[str, Path] = field(default_factory=dict)
+    # Listing a folder of recordings takes a while, and every run asks for it.
+    _digests: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for kind, folder in self.folders.items():
@@ -77,13 +91,21 @@ class Sources:
         return folder.resolve().name
 
     def fingerprint(self, kind: str) -> str:
-        """Tells one content of a data folder from another by the files' names and sizes."""
+        """Tells one content of a data folder from another by its data files' paths and sizes.
+
+        The same for a copy elsewhere, whatever else lies beside the files.
+        """
         folder = self.folder(kind)
         if folder is None:
             return DATA_SETS[kind].name
-        listing = sorted((path.name, path.stat().st_size) for path in _files(folder))
-        digest = hashlib.sha256(repr(listing).encode()).hexdigest()
-        return f"{folder.resolve().name}-{digest[:12]}"
+        if kind not in self._digests:
+            paths = _data_files(kind, folder)
+            home = os.path.commonpath([path.parent for path in paths]) if paths else folder
+            listing = sorted(
+                (path.relative_to(home).as_posix(), path.stat().st_size) for path in paths
+            )
+            self._digests[kind] = hashlib.sha256(repr(listing).encode()).hexdigest()[:12]
+        return self._digests[kind]
 
     def n_train(self, kind: str) -> int:
         """Samples to train with, for estimates: counted where that is cheap, else the paper's."""
@@ -96,6 +118,18 @@ class Sources:
             with h5py.File(find_event_files(folder)[0]) as file:
                 return round(0.9 * len(file["labels"]))  # a tenth is for validation
         return DATA_SETS[kind].n_train
+
+
+def _data_files(kind: str, folder: Path) -> list[Path]:
+    """Files that the reader of a kind of data takes, as deep in a folder as it looks."""
+    patterns, depth = _READ[kind]
+    found = {
+        path
+        for level in range(depth + 1)
+        for pattern in patterns
+        for path in folder.glob("*/" * level + pattern)
+    }
+    return [path for path in found if path.is_file() and not path.name.startswith(".")]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -55,7 +55,7 @@ def draw_7(results: Results) -> Figure:
     title = f"Dalian dense after training, {results.data_name('events')}"
     letter(draw_example(figure, grid[0, 2:], example, "trained", title), "b")
     for row, (panel, dalian, _, other, _) in enumerate(PAIRS):
-        for column, metric in enumerate(("validation_accuracy", "test_accuracy")):
+        for column, metric in enumerate(("final_validation_accuracy", "test_accuracy")):
             ax = figure.add_subplot(grid[1, 2 * row + column])
             _draw_pair(ax, results, metric, dalian, other)
             if column == 0:
@@ -70,7 +70,7 @@ def _draw_pair(ax: Axes, results: Results, metric: str, dalian: str, other: str)
         for name, color in zip((dalian, other), NETWORK_COLORS, strict=False)
     ]
     over_targets(ax, results.table, metric, series, factor=100.0)
-    accuracy_axis(ax, f"{metric.split('_')[0]} accuracy", results.table)
+    accuracy_axis(ax, metric, results.table)
     if any(published(metric, name, PLAIN) for name in (dalian, other)):
         paper_entry(ax, "SHD")
     legend(ax, fontsize=5.5)

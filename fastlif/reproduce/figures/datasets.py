@@ -94,7 +94,7 @@ def draw_6(results: Results) -> Figure:
             absent(ax, f"no {DATA_SETS[column.data].name} data")
             continue
         bars(ax, results.table, column.network, conditions, "test_accuracy")
-        accuracy_axis(ax, "test accuracy", results.table.where(network=column.network))
+        accuracy_axis(ax, "test_accuracy", results.table.where(network=column.network))
         ax.set_ylim(0.0, 118.0)
         ax.tick_params(axis="x", labelrotation=90, labelsize=6)
         if column.panel != "a":
@@ -122,7 +122,10 @@ def draw_table_1(results: Results) -> Figure:
     table.auto_set_font_size(False)
     table.set_fontsize(7)
     table.scale(1.0, 2.6)
-    ax.set_title("Test accuracy (%): here, and below it in brackets in the paper", fontsize=8)
+    ax.set_title(
+        "Test accuracy (%) of the best epoch on validation: here, and in brackets in the paper",
+        fontsize=8,
+    )
     footnotes(figure, results)
     return figure
 

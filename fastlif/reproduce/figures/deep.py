@@ -70,7 +70,9 @@ def draw_4(results: Results) -> Figure:
         if not of_metric.values():
             absent(ax, "conv-7 was not looked at")
             continue
-        by_layer(ax, of_metric, metric, readout=metric == "weight_gradient")
+        # Silent layers are what the panel of rates is about: they stand on the foot of its axis.
+        positive = metric != "firing_rate"
+        by_layer(ax, of_metric, metric, readout=metric == "weight_gradient", positive=positive)
         ax.set_ylabel(label)
         if metric == "firing_rate":
             ax.set_yscale("symlog", linthresh=1.0)
@@ -93,7 +95,7 @@ def draw_accuracies(
     data: str,
     networks: dict[str, str],
     condition: str = PLAIN,
-    metric: str = "validation_accuracy",
+    metric: str = "final_validation_accuracy",
 ) -> None:
     """Accuracy against the target, a line for every network; Kaiming to the right."""
     kaiming = KAIMING if condition == PLAIN else None
@@ -102,7 +104,7 @@ def draw_accuracies(
         for name in networks
     ]
     over_targets(ax, table, metric, series, factor=100.0)
-    accuracy_axis(ax, f"{metric.split('_')[0]} accuracy", table)
+    accuracy_axis(ax, metric, table)
     if any(published(metric, name, condition) for name in networks):
         paper_entry(ax, "SHD")
     legend(ax, fontsize=6, title=data, title_fontsize=6.5)
@@ -135,7 +137,7 @@ def _draw_depths(ax: Axes, table: Table) -> None:
         if known is not None:
             paper_mark(ax, place, 100.0 * known.mean, 100.0 * known.std)
     paper_entry(ax, "SHD, recurrent")
-    accuracy_axis(ax, "test accuracy", table)
+    accuracy_axis(ax, "test_accuracy", table)
     ax.set_xlim(-0.4, len(names) - 0.6)
     ax.set_xticks(range(len(names)), [name.removeprefix("conv-") for name in names])
     ax.set_xlabel(r"hidden layers ($\sigma_U$ = 1)")
@@ -180,7 +182,9 @@ def draw_s6(results: Results) -> Figure:
     """Validation and test accuracy of feed-forward networks."""
     figure = plots.figure(61, 0.7 * plots.PAGE)
     axes = figure.subplots(1, 2)
-    for ax, panel, metric in zip(axes, "ab", ("validation_accuracy", "test_accuracy"), strict=True):
+    for ax, panel, metric in zip(
+        axes, "ab", ("final_validation_accuracy", "test_accuracy"), strict=True
+    ):
         name = results.data_name("events")
         draw_accuracies(ax, results.table, name, DEPTHS, FEEDFORWARD, metric)
         letter(ax, panel)

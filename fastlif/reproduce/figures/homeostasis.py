@@ -57,8 +57,8 @@ def draw_5(results: Results) -> Figure:
     _draw_rates(a, results)
     name = results.data_name("events")
     for ax, metric, others in (
-        (b, "validation_accuracy", (ONGOING,)),
-        (c, "validation_accuracy", (PRIMING,)),
+        (b, "final_validation_accuracy", (ONGOING,)),
+        (c, "final_validation_accuracy", (PRIMING,)),
         (d, "test_accuracy", (ONGOING, PRIMING)),
     ):
         conditions = {PLAIN: "neither"} | {other: other for other in others}

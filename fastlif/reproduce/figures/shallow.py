@@ -12,6 +12,7 @@ from fastlif.init import psp_integrals
 from fastlif.reproduce.examples import draw_example
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.panels import (
+    ACCURACIES,
     Series,
     absent,
     compare,
@@ -112,7 +113,9 @@ def draw_3(results: Results) -> Figure:
         _draw_search(part, ax, results, search)
         letter(ax, search.panel)
     f = rows[1].add_subplot(middle[0, 2])
-    compare(f, results.table, "validation_accuracy", DENSE, {PLAIN: results.data_name("events")})
+    compare(
+        f, results.table, "final_validation_accuracy", DENSE, {PLAIN: results.data_name("events")}
+    )
     letter(f, "f")
     _draw_magnitudes(list(rows[2].subplots(1, 3)), results)
     footnotes(figure, results)
@@ -131,13 +134,13 @@ def _example_title(results: Results, network: str, stage: str) -> str:
         return f"{name}, after training"
     here = 100.0 * float(np.mean(tested.values()))
     paper = f"; paper {100.0 * known.pop():.1f}" if known else ""
-    return f"{name}, after training\n(test {here:.1f} %{paper})"
+    return f"{name}, after training\n(test, best epoch: {here:.1f} %{paper})"
 
 
 def _draw_search(figure: SubFigure, ax: Axes, results: Results, search: _Search) -> None:
-    """Validation accuracy over the grid and the lines of constant xi."""
+    """Validation accuracy of the last epoch over the grid and the lines of constant xi."""
     runs = results.table.where(network=search.network, condition=GRID)
-    found = runs.where(metric="validation_accuracy").over("mu_w", "sigma_w")
+    found = runs.where(metric="final_validation_accuracy").over("mu_w", "sigma_w")
     ax.set_title(results.data_name(search.data), fontsize=7)
     if not found:
         return absent(ax, f"no {results.data_name(search.data)} runs")
@@ -155,7 +158,7 @@ def _draw_search(figure: SubFigure, ax: Axes, results: Results, search: _Search)
         cmap="viridis",
         rasterized=True,
     )
-    figure.colorbar(mesh, ax=ax, label="validation accuracy (%)")
+    figure.colorbar(mesh, ax=ax, label=ACCURACIES["final_validation_accuracy"])
     rates = runs.where(metric="input_rate").values()
     if rates:
         _draw_xi(ax, search.n_inputs, rates[0])
@@ -202,14 +205,12 @@ def _draw_magnitudes(axes: list[Axes], results: Results) -> None:
         if not of_metric.values():
             absent(ax, f"no {results.data_name('events')} runs")
             continue
-        positive = [row for row in of_metric if row["value"] > 0.0]
         series = [
             Series("hidden layer", {"layer": "1"}, "#0072B2", kaiming=None),
             Series("readout", {"layer": "readout"}, "#D55E00", kaiming=None),
         ]
         wanted = series if metric != "firing_rate" else series[:1]
-        shown = of_metric if metric == "firing_rate" else type(of_metric)(positive)
-        over_targets(ax, shown, metric, wanted)
+        over_targets(ax, of_metric, metric, wanted, positive=metric != "firing_rate")
         ax.set_ylabel(label)
         if metric == "firing_rate":
             ax.set_yscale("symlog", linthresh=1.0)

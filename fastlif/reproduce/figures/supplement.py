@@ -55,9 +55,9 @@ def draw_s4(results: Results) -> Figure:
     conditions = {PLAIN: "bounded at 10 Hz", UNBOUNDED: "not bounded"}
     for ax, condition in ((axes[0], PLAIN), (axes[1], UNBOUNDED)):
         _draw_rates(ax, results, DENSE, {condition: conditions[condition]})
-    compare(axes[2], results.table, "validation_accuracy", DENSE, conditions)
+    compare(axes[2], results.table, "final_validation_accuracy", DENSE, conditions)
     _draw_rates(axes[3], results, "conv-3", conditions)
-    compare(axes[4], results.table, "validation_accuracy", "conv-3", conditions)
+    compare(axes[4], results.table, "final_validation_accuracy", "conv-3", conditions)
     names = ("dense, bounded", "dense, not bounded", "dense", "conv-3", "conv-3")
     for ax, name in zip(axes, names, strict=True):
         ax.set_title(f"{name}, {results.data_name('events')}", fontsize=7)
@@ -91,7 +91,11 @@ def draw_s5(results: Results) -> Figure:
     for ax, network, kind in zip(axes, (RANDMAN, DENSE), ("randman", "events"), strict=True):
         name = results.data_name(kind)
         compare(
-            ax, results.table, "validation_accuracy", network, {RECURRENT: f"recurrent, {name}"}
+            ax,
+            results.table,
+            "final_validation_accuracy",
+            network,
+            {RECURRENT: f"recurrent, {name}"},
         )
     return _finished(figure, axes, "ab", results)
 
@@ -129,7 +133,7 @@ def draw_s8(results: Results) -> Figure:
         )
     ):
         conditions = {plain: "usual surrogate", rescaled: "rescaled"}
-        compare(axes[row, 0], table, "validation_accuracy", "conv-7", conditions)
+        compare(axes[row, 0], table, "final_validation_accuracy", "conv-7", conditions)
         axes[row, 0].set_title(f"conv-7 {title}, {results.data_name('events')}", fontsize=7)
         for column, stage in ((1, "initial"), (2, "trained")):
             ax = axes[row, column]
@@ -180,7 +184,7 @@ def draw_s9(results: Results) -> Figure:
         (axes[1], FEEDFORWARD, SGD_FEEDFORWARD, "feed-forward"),
     ):
         conditions = {plain: "SMORMS3", sgd: "SGD"}
-        compare(ax, results.table, "validation_accuracy", "conv-3", conditions)
+        compare(ax, results.table, "final_validation_accuracy", "conv-3", conditions)
         ax.set_title(f"conv-3 {title}, {results.data_name('events')}", fontsize=7)
     return _finished(figure, axes, "ab", results)
 
@@ -209,8 +213,8 @@ def draw_s10(results: Results) -> Figure:
         SKIP_HOMEOSTASIS: "skip + homeostasis",
     }
     for ax, metric, shown in (
-        (axes[1], "validation_accuracy", (PLAIN, SKIP)),
-        (axes[2], "validation_accuracy", (PLAIN, ONGOING, SKIP_HOMEOSTASIS)),
+        (axes[1], "final_validation_accuracy", (PLAIN, SKIP)),
+        (axes[2], "final_validation_accuracy", (PLAIN, ONGOING, SKIP_HOMEOSTASIS)),
         (axes[3], "test_accuracy", tuple(labels)),
     ):
         compare(ax, results.table, metric, "conv-3", {name: labels[name] for name in shown})
