@@ -32,7 +32,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "dale_forward_kernel": (64, 128),
     "dale_backward_kernel": (128, 128),
     "pool_words_kernel": (64, 64),
-    "pool_gradient_kernel": (64, 64),
+    "pool_gradient_kernel": (64, 80),
     "weight_gradient_kernel": (128, 255),
     "sum_splits_kernel": (64, 64),
 }

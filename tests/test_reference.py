@@ -50,7 +50,8 @@ def test_final_state_is_the_state_after_the_last_step():
     membrane, current, pending = run_one(one_neuron(), one_spike(2, 4), 2.0).result.states[0][:3]
     assert (float(membrane), float(current), pending) == (0.5, 1.0, None)  # U[4], I[4]
     state = run_one(one_neuron(delay=1), one_spike(2, 3), weight=2.0).result.states[0]
-    assert [float(x) for x in state] == [0.0, 0.0, 2.0]  # U[3], I[3], J[2]
+    assert [float(x) for x in state[:3]] == [0.0, 0.0, 2.0]  # U[3], I[3], J[2]
+    assert state[3:] == (None, None)
 
 
 def test_reset_takes_one_step_to_exactly_zero():

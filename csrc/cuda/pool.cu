@@ -70,13 +70,16 @@ __device__ __forceinline__ uint32_t steps_won(const Windows& windows, const int3
 }
 
 template <class Real>
-__global__ void __launch_bounds__(kThreads)
+// With no more blocks than these asked for, ptxas spills nothing to make room for others.
+__global__ void __launch_bounds__(kThreads, 4)
     pool_gradient_kernel(const int32_t* words, const Real* grad_pooled, const Windows windows, int64_t n_steps,
                          int64_t batch, Real* grad_spikes) {
   const int neuron = int(blockIdx.y) * kThreads + int(threadIdx.x);
   if (neuron >= windows.in.neurons) return;
   const Place at = windows.in.place(neuron);
-  const int64_t chunk = int64_t(blockIdx.x) / batch, sample = int64_t(blockIdx.x) % batch;
+  // In 32 bits, which hold the whole grid: a division in 64 bits is a call, and spills registers.
+  const unsigned samples = unsigned(batch), chunk_index = blockIdx.x / samples;
+  const int64_t chunk = chunk_index, sample = blockIdx.x - chunk_index * samples;
   const int64_t first = chunk * kSteps, left = n_steps - first, row = first * batch + sample;
   const uint32_t exist = (1u << (left < kSteps ? left : kSteps)) - 1u;
   const int32_t* const from = words + (first / kWordSteps * batch + sample) * windows.in.neurons;
