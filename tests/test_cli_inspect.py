@@ -90,7 +90,7 @@ def test_the_best_weights_of_a_run_are_looked_at(tmp_path: Path):
         (("randman", "--sigma-u", "-1"), "sigma_u must be finite and > 0, got -1.0"),
         (("randman", "--initialization", "magic"), "initialization must be one of"),
         (("randman", "--n-samples", "5", "--sample", "5"), "sample must be below"),
-        (("randman", "--device", "abacus"), "device must be cpu or cuda, got 'abacus'"),
+        (("randman", "--device", "abacus"), "device must be cpu, cuda or auto, got 'abacus'"),
     ],
 )
 def test_what_it_refuses(arguments: tuple[str, ...], words: str, monkeypatch):
@@ -98,6 +98,24 @@ def test_what_it_refuses(arguments: tuple[str, ...], words: str, monkeypatch):
     result = run_inspect(*arguments)
     assert result.exit_code == 2 and "Traceback" not in result.output
     assert words in result.stderr
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_one_line(place: str, tmp_path: Path):
+    (tmp_path / "file").touch()
+    result = run_inspect("randman", "--n-samples", 5, "--out", tmp_path / place)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert result.stderr.startswith(f"error: {tmp_path / 'file'}")
+    assert len(result.stderr.splitlines()) == 1
+    result = run_train("randman", "--epochs", 1, "--n-samples", 40, "--out", tmp_path / place)
+    assert result.exit_code == 2 and result.stderr.startswith(f"error: {tmp_path / 'file'}")
+
+
+@pytest.mark.parametrize("command", [["train", "randman"], ["reproduce", "figS5"]])
+def test_every_command_refuses_a_device_alike(command: list[str]):
+    result = CliRunner().invoke(app, [*command, "--device", "tpu"])
+    assert result.exit_code == 2
+    assert result.stderr == "error: device must be cpu, cuda or auto, got 'tpu'\n"
 
 
 def test_a_checkpoint_fixes_the_settings(tmp_path: Path):

@@ -189,6 +189,18 @@ def test_folders_are_told_by_what_they_hold(tmp_path: Path):
     assert Sources().missing("randman") is None
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Sources.sorted([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: holds no data of a known kind"):
+        Sources.sorted([tmp_path / "empty"])
+    with pytest.raises(ValueError, match=r"one folder of each kind, got .*digits and .*shd"):
+        Sources.sorted([tmp_path / "digits", tmp_path / "shd"])
+
+
+def test_a_damaged_event_file_is_named(tmp_path: Path):
+    for part in ("train", "test"):
+        (tmp_path / f"shd_{part}.h5").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"shd_train\.h5: not a readable HDF5 file"):
+        Sources({"events": tmp_path}).n_train("events")
 
 
 def test_a_fingerprint_is_of_the_files_that_are_read(tmp_path: Path):

@@ -132,6 +132,21 @@ def test_axes_say_of_which_epoch_an_accuracy_is() -> None:
     assert {"validation accuracy\n(last epoch, %)", "test accuracy\n(best epoch, %)"} <= {*written}
 
 
+def test_what_differs_from_the_authors_is_said(tmp_path: Path) -> None:
+    def notes(name: str) -> str:
+        experiment = EXPERIMENTS[name]
+        return "\n".join(
+            collect(experiment, experiment.planned(Options()), Sources(), tmp_path).notes
+        )
+
+    table = notes("table1")
+    assert "10 % of the training samples of CIFAR-10 and DVS-Gesture for validation" in table
+    assert "strength of homeostasis, 1, chosen here" in table and "SGD" not in table
+    assert "learning rate 0.01 on Randman" in notes("figS5")
+    assert "learning rate of SGD, 1, chosen here" in notes("figS9")
+    assert "unlike" not in notes("figS6") and "nothing is left out" not in notes("figS6")
+
+
 def test_theory_and_simulation_agree_without_the_reset(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

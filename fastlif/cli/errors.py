@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,20 @@ def reported() -> Iterator[None]:
     """Print errors that a user can mend as one line and end with exit status 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except BrokenPipeError:
+        raise  # who reads the output has seen enough
+    except (ValueError, OSError) as error:
         Console(stderr=True).print(
-            f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+            f"error: {_message(error)}", style="red", markup=False, highlight=False, soft_wrap=True
         )
         raise typer.Exit(2) from error
+
+
+def _message(error: ValueError | OSError) -> str:
+    """What went wrong; of an error of the system the file and the reason, without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.console import Console
 
+from fastlif.cli.devices import chosen_device
 from fastlif.cli.errors import reported
 from fastlif.models import PRESETS
 
@@ -72,7 +73,9 @@ def inspect(
             "--skip/--no-skip", help="The readout hears every layer.", rich_help_panel=NETWORK
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")
+    ] = "cpu",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -103,6 +106,8 @@ def inspect(
     given = {name: value for name, value in settings.items() if value is not None}
     with reported():
         report, recording = _look(preset, data, checkpoint, given, device, (n_samples, sample))
+        if out is not None:
+            _write(report, recording, out)
     console.print(report.table(), markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{report.n_samples} validation samples: loss {report.loss:.4f}, "
@@ -113,7 +118,6 @@ def inspect(
     for line in activity_warnings(report.activities):
         console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
     if out is not None:
-        _write(report, recording, out)
         console.print(f"table and pictures in {out}", highlight=False, soft_wrap=True)
 
 
@@ -133,7 +137,7 @@ def _look(
     from fastlif.train.optimizers import make_optimizer
     from fastlif.train.run import CHECKPOINT_NAME, build_network
 
-    device = _device(device_name)
+    device = torch.device(chosen_device(device_name))
     predictions = []
     if checkpoint is None:
         config = dataclasses.replace(default_config(preset), **given)
@@ -173,14 +177,6 @@ def _saved_config(
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ValueError(f"{options} cannot be combined with --checkpoint, which fixes it")
     return TrainConfig.from_dict(settings)
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device 'cuda' needs a GPU that torch {torch.__version__} can use")
-    return torch.device(name)
 
 
 def _chosen(task: Task, n_samples: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fastlif.cli.devices import chosen_device
 from fastlif.cli.errors import reported
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def reproduce(
                 batch_size=batch_size,
                 channel_shift=channel_shift,
                 only=tuple(only or ()),
-                device=_device(device),
+                device=chosen_device(device),
                 backend=backend,
             )
             sources = Sources.sorted(
@@ -201,12 +202,3 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ValueError(f"targets must be numbers with commas between, got {text!r}") from None
-
-
-def _device(name: str) -> str:
-    """The device meant by `name`."""
-    if name == "auto":
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name

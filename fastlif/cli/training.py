@@ -11,6 +11,7 @@ import torch
 import typer
 from rich.console import Console
 
+from fastlif.cli.devices import chosen_device
 from fastlif.cli.errors import reported, warnings_on
 from fastlif.models import PRESETS
 
@@ -229,7 +230,7 @@ def train(
                     "sigma_u": sigma_u,
                     "dt": dt,
                     "channel_shift": channel_shift,
-                    "device": _device(device),
+                    "device": chosen_device(device),
                     "graph": graph,
                     "backend": backend,
                     "initialization": initialization,
@@ -260,13 +261,6 @@ def train(
         console.print("interrupted; the same command with --resume continues")
         raise typer.Exit(130) from None
     _print_result(console, result, folder)
-
-
-def _device(name: str) -> str:
-    """The device meant by `name`; a checkpoint keeps what "auto" was when the run began."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def _configure(

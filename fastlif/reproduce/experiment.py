@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from numpy.typing import NDArray
 
 from fastlif import plots
+from fastlif.models import preset
 from fastlif.reproduce.estimate import Estimator
 from fastlif.reproduce.options import Options
 from fastlif.reproduce.paper import published
@@ -288,11 +289,40 @@ def _rows_of(run: Run, sources: Sources, folder: Path) -> Iterator[dict[str, Any
             yield fixed | {"status": status} | row | paper
 
 
+def _differences(runs: list[Run]) -> list[str]:
+    """What these runs do in another way than the paper's authors, at any size."""
+    trained = [run for run in runs if run.trained]
+    kinds = {run.data for run in trained}
+    held_out = [DATA_SETS[kind].name for kind in ("images", "event_camera") if kind in kinds]
+    found = []
+    if held_out:
+        found.append(f"10 % of the training samples of {' and '.join(held_out)} for validation")
+    if "randman" in kinds:
+        rates = {run.config.lr for run in trained if run.data == "randman"}
+        found.append(f"learning rate {', '.join(f'{rate:g}' for rate in rates)} on Randman")
+    own = {run.config.preset: preset(run.config.preset).regularization for run in trained}
+    chosen = {
+        f"{bounds.lower_strength:g}"
+        for run in trained
+        if (bounds := run.config.regularization) != own[run.config.preset]
+    }
+    if chosen:
+        found.append(f"strength of homeostasis, {', '.join(sorted(chosen))}, chosen here")
+    rates = {run.config.lr for run in trained if run.config.optimizer == "sgd"}
+    if rates:
+        found.append(
+            f"learning rate of SGD, {', '.join(f'{rate:g}' for rate in rates)}, chosen here"
+        )
+    return found
+
+
 def _notes(
     plan: Plan, measured: tuple[str, ...], sources: Sources, rows: list[dict[str, Any]]
 ) -> Iterator[str]:
     """Lines below the figure."""
-    yield plan.shrunk() or "full size: nothing is left out"
+    yield plan.shrunk() or "the paper's seeds, epochs and targets"
+    if differences := _differences(plan.runs):
+        yield f"unlike the authors: {'; '.join(differences)}"
     kinds = dict.fromkeys((*measured, *(run.data for run in plan.runs)))
     for kind in kinds:
         here, there = sources.name(kind), DATA_SETS[kind].name

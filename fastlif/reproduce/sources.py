@@ -64,13 +64,25 @@ class Sources:
 
     @staticmethod
     def sorted(folders: Sequence[Path], **named: Path | None) -> Sources:
-        """Folders by what they hold; those given by the name of their kind come first."""
-        found = {kind: folder for kind, folder in named.items() if folder is not None}
+        """Folders by what they hold; those given by the name of their kind come first.
+
+        Raises:
+            ValueError: a folder without data of a known kind, or two of the same kind.
+            FileNotFoundError: a folder that does not exist.
+        """
+        found: dict[str, Path] = {}
         for folder in folders:
             if not folder.is_dir():
                 raise FileNotFoundError(f"{folder}: no such folder")
-            found.setdefault(_kind_of(folder), folder)
-        return Sources(found)
+            kind = _kind_of(folder)
+            if kind in found:
+                raise ValueError(
+                    f"data must be one folder of each kind, got {found[kind]} and {folder}, both "
+                    f"for {DATA_SETS[kind].option}"
+                )
+            found[kind] = folder
+        by_name = {kind: folder for kind, folder in named.items() if folder is not None}
+        return Sources(found | by_name)
 
     def folder(self, kind: str) -> Path | None:
         """Folder of a kind of data, None where it is absent or generated."""
@@ -115,8 +127,14 @@ class Sources:
 
             from fastlif.data import find_event_files
 
-            with h5py.File(find_event_files(folder)[0]) as file:
-                return round(0.9 * len(file["labels"]))  # a tenth is for validation
+            path = find_event_files(folder)[0]
+            try:
+                with h5py.File(path) as file:
+                    return round(0.9 * file["labels"].shape[0])  # a tenth is for validation
+            except (OSError, RuntimeError, KeyError, AttributeError, IndexError) as error:
+                raise ValueError(
+                    f"{path}: not a readable HDF5 file with labels, truncated perhaps ({error})"
+                ) from error
         return DATA_SETS[kind].n_train
 
 
@@ -137,13 +155,16 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _kind_of(folder: Path) -> str:
-    """Kind of the data in a folder, by the names of its files."""
+    """Kind of the data in a folder, by the names of its files; ValueError if they tell none."""
     names = [path.name.lower() for path in folder.rglob("*") if path.is_file()]
     if any(name.endswith((".h5", ".hdf5")) for name in names):
         return "events"
     if any("data_batch" in name or "cifar" in name for name in [folder.name.lower(), *names]):
         return "images"
-    return "event_camera"
+    if any(name.endswith((".aedat", ".npy", ".bin", ".npz")) for name in names):
+        return "event_camera"
+    wanted = ", ".join(known.wanted for known in DATA_SETS.values() if known.wanted)
+    raise ValueError(f"{folder}: holds no data of a known kind, which are {wanted}")
 
 
 def _is_the_papers(kind: str, folder: Path) -> bool:
