@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from fastlif import ops
-from fastlif.ops import LayerPlan, LayerTensors, LIFState
+from fastlif.ops import Inhibition, LayerPlan, LayerTensors, LIFState
 from fastlif.ops.connection import conv_connection, dense_connection
 from fastlif.ops.engines import ENGINES, chosen
 from fastlif.spikes import PackedSpikes
@@ -164,3 +166,26 @@ def test_packed_spikes_can_be_a_current(backend):
     result = ops.lif(PackedSpikes.pack(dense), **options).output
     assert 0.01 < expected.mean() < 0.5
     assert torch.equal(result, expected)
+
+
+def inhibitory(n: int) -> Inhibition:
+    return Inhibition(n, (1, 1), 0.9, 0.9, 0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        (LayerPlan("lif", (500,), recurrent_kernel=(1, 1)), "cuda"),
+        (LayerPlan("lif", (520,), recurrent_kernel=(1, 1)), "triton"),
+        # 500 * 400 recurrent and 500 * 100 inhibitory weights, then 520 * 420 and 520 * 100.
+        (LayerPlan("lif", (500,), recurrent_kernel=(1, 1), inhibition=inhibitory(100)), "cuda"),
+        (LayerPlan("lif", (520,), recurrent_kernel=(1, 1), inhibition=inhibitory(100)), "triton"),
+        (LayerPlan("lif", (500,), inhibition=inhibitory(100)), "cuda"),
+        (LayerPlan("lif", (1000,), inhibition=inhibitory(300)), "triton"),
+    ],
+)
+def test_on_a_gpu_layers_with_many_own_weights_go_to_triton(plan, expected, monkeypatch):
+    for name in ("cuda", "triton"):
+        able = dataclasses.replace(ENGINES[name], reason=lambda *_: "")
+        monkeypatch.setitem(ENGINES, name, able)
+    assert chosen("auto", torch.device("cuda"), (plan,), torch.float32) is ENGINES[expected]

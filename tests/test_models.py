@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
 from fastlif.init import fluctuation_driven_
-from fastlif.models import PRESETS, build, preset
+from fastlif.models import PRESETS, Regularization, build, preset
 from tests.tiny_tasks import features_of
 
 # Tables 4 to 6 of the paper, feed-forward and recurrent, without the encoder of images. shd-conv1
@@ -224,3 +227,18 @@ def test_bad_requests_are_named() -> None:
     for dt in (-1.0, 0.0, float("nan")):
         with pytest.raises(ValueError, match="dt must be finite and > 0"):
             build("cifar-conv2", dt=dt)
+
+
+@pytest.mark.parametrize("name", ["upper_strength", "v_upper", "lower_strength", "v_lower"])
+@pytest.mark.parametrize("value", [-5.0, math.nan, math.inf])
+def test_bounds_that_cannot_be_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be finite and >= 0, got {value}"):
+        Regularization(**{name: value})
+    with pytest.raises(ValueError, match=f"{name} must be finite and >= 0"):
+        dataclasses.replace(preset("randman").regularization, **{name: value})
+    assert getattr(Regularization(**{name: 0.0}), name) == 0.0
+
+
+def test_the_unit_of_the_upper_bound_is_layer_or_channel() -> None:
+    with pytest.raises(ValueError, match="upper_per must be 'layer' or 'channel', got 'neuron'"):
+        Regularization(upper_per="neuron")

@@ -138,6 +138,7 @@ class TestBadRequests:
             ("--lr", "nan", "lr must be finite and > 0, got nan"),
             ("--sigma-u", 0, "sigma_u must be finite and > 0, got 0.0"),
             ("--dt", "inf", "dt must be finite and > 0, got inf"),
+            ("--upper-strength", -5, "upper_strength must be finite and >= 0, got -5.0"),
             ("--seed", -1, "seed must be at least 0, got -1"),
             ("--backend", "abacus", "abacus"),
         ],

@@ -1,4 +1,9 @@
-"""Warnings about layers that an initialization leaves without useful activity."""
+"""Warnings about layers that an initialization leaves without useful activity.
+
+Silent and saturated are judged by one number, the mean rate of a layer on the data given to the
+initializer (in training: on the first batch). `fastlif.inspection.activity` judges by the share of
+neurons that never or almost always fire, so that a layer can be named by one and not by the other.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A neuron is silent when it fires in no sample of the batch, and saturated when it fires in more than
 `SATURATED_SHARE` of the steps. The reset takes one step, so that no neuron fires in more than half
-of them.
+of them. A layer is reported for its share of such neurons; the warnings of initialization and
+training (`fastlif.init.activity`) judge by the layer's mean rate alone.
 """
 
 from __future__ import annotations

@@ -32,6 +32,9 @@ class Regularization:
     """Bounds on spike counts, as `fastlif.losses` takes them; a strength of 0 leaves one out.
 
     The lower bound is the paper's homeostatic plasticity, which asks every neuron for one spike.
+
+    Raises ValueError for a strength or a bound that is negative or not finite, and for a unit of
+    the upper bound that there is not.
     """
 
     upper_strength: float = 0.0
@@ -39,6 +42,14 @@ class Regularization:
     upper_per: Literal["layer", "channel"] = "layer"
     lower_strength: float = 0.0
     v_lower: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("upper_strength", "v_upper", "lower_strength", "v_lower"):
+            value = getattr(self, name)
+            if not 0.0 <= value < math.inf:  # also refuses NaN
+                raise ValueError(f"{name} must be finite and >= 0, got {value}")
+        if self.upper_per not in ("layer", "channel"):
+            raise ValueError(f"upper_per must be 'layer' or 'channel', got {self.upper_per!r}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,16 +77,17 @@ def chosen(
     )
 
 
-# One block reads all recurrent weights for every pair of steps. Beyond this many they no longer
-# stay close to it, and a product over all samples at once, step by step, moves less memory.
+# One block reads all recurrent and inhibitory weights of a layer for every pair of steps. Beyond
+# this many they no longer stay close to it, and a product over all samples at once, step by step,
+# moves less memory.
 MOST_RESIDENT_WEIGHTS = 1 << 18
 
 
 def _preference(plans: Sequence[LayerPlan]) -> tuple[str, ...]:
     """Engines for a GPU, the one expected to be faster first."""
     for plan in plans:
-        shape = plan.recurrent_weight_shape
-        if shape is not None and shape[0] * shape[1] * shape[2] * shape[3] > MOST_RESIDENT_WEIGHTS:
+        shapes = (plan.recurrent_weight_shape, plan.inhibitory_weight_shape)
+        if sum(math.prod(shape) for shape in shapes if shape is not None) > MOST_RESIDENT_WEIGHTS:
             return ("triton", "cuda")
     return ("cuda", "triton")
 

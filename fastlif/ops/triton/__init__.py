@@ -51,7 +51,7 @@ def forward(
 
 def backward(
     grad_output: Tensor,  # empty where absent, as all gradients here
-    grad_layers: Sequence[Tensor],  # per layer: counts, membrane, synaptic and pending current
+    grad_layers: Sequence[Tensor],  # per layer: counts and the five final states
     input: Tensor,  # as in forward; not read when its words are there
     tensors: Sequence[Tensor],
     saved: Saved,

@@ -32,7 +32,7 @@ from fastlif.ops.triton.products import (
 
 def run(
     grad_output: Tensor,  # empty where absent, as all gradients here
-    grad_layers: Sequence[Tensor],  # per layer: counts, membrane, synaptic and pending current
+    grad_layers: Sequence[Tensor],  # per layer: counts and the five final states
     input: Tensor,
     tensors: Sequence[Tensor],
     saved: Saved,
