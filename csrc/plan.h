@@ -92,7 +92,7 @@ struct Layer {
 
 struct Plan {
   std::vector<Layer> layers;
-  // Number of ints and floats per layer in the encoding; fastlif/ops/plan.py writes it.
+  // Number of ints and floats per layer in the encoding; fastlif/ops/encoding.py writes it.
   static constexpr int kInts = 28, kFloats = 9;
   static Plan decode(const std::vector<int64_t>& ints, const std::vector<double>& floats);
   Shape input_shape() const;
