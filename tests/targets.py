@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from fastlif import extension
-from fastlif.ops import cpu, cuda, triton
+from fastlif.ops import cuda
 from fastlif.ops.engines import ENGINES, Engine
-from fastlif.ops.plan import LayerPlan, lacking
 
 from .emulation import emulated_cuda
 
@@ -37,11 +36,6 @@ class Target:
         if self.name == "cuda" and not extension.is_available(extension.CUDA):
             return extension.reason(extension.CUDA)
         return ""
-
-    def runs(self, plans: Sequence[LayerPlan]) -> bool:
-        """Whether the backend has kernels for all parts of these layers."""
-        modules = {"cpu": cpu, "emulated": cuda, "cuda": cuda, "triton": triton}
-        return not lacking(plans, modules[self.backend].SUPPORTED)
 
     @property
     def backend(self) -> str:

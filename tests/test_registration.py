@@ -16,7 +16,6 @@ from fastlif.ops.layout import GRADS_PER_LAYER, StackOutputs
 from fastlif.spikes import PackedSpikes
 
 from .cases import CONV, DENSE, INHIBITION, SKIPS, build, layer_tensors
-from .targets import BY_NAME
 
 CASES = [DENSE[-1], CONV[1], CONV[3], INHIBITION[1], SKIPS[-1]]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -37,8 +36,6 @@ def raw_arguments(case, *, delay=0, packed=False, exact=False, device="cpu"):
 @pytest.mark.parametrize("delay", [0, 1])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_opcheck(case, delay, packed, device):
-    if not BY_NAME[device].runs(build(case).plans):
-        pytest.skip("no kernels for all parts of this case")
     arguments = raw_arguments(case, delay=delay, packed=packed, device=device)
     torch.library.opcheck(torch.ops.fastlif.stack_forward.default, arguments)
     input, flat, *options, _ = arguments

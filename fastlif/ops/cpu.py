@@ -22,19 +22,16 @@ from fastlif.ops.layout import (
     kept_dtype,
     per_layer,
 )
-from fastlif.ops.plan import LayerPlan, lacking
+from fastlif.ops.plan import LayerPlan
 from fastlif.spikes import pack_words
 
 BITS, VALUES, CURRENT = range(3)  # kinds of input, as in csrc/engine.h
-SUPPORTED = ("inhibition", "max_pool", "skips")  # of what `lacking` asks for
 LARGE = 1 << 22  # bytes; below, torch's allocator is as good
 
 
 def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype) -> str:
     """Why these kernels cannot run on a device; "" when they can."""
-    if device.type != "cpu":
-        return f"needs tensors on cpu; the input is on {device}"
-    return lacking(plans, SUPPORTED)
+    return "" if device.type == "cpu" else f"needs tensors on cpu; the input is on {device}"
 
 
 @lru_cache(maxsize=64)

@@ -42,7 +42,7 @@ def _triton_backward(*args: Any, **kwargs: Any) -> list[Tensor]:
 def _triton_reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype) -> str:
     from fastlif.ops import triton
 
-    return triton.reason(device, plans)
+    return triton.reason(device)
 
 
 ENGINES: dict[str, Engine] = {
@@ -65,8 +65,10 @@ def chosen(
         if reason:
             raise ValueError(f"backend {backend!r} {reason}")
         return engine
+    if device.type == "cpu":
+        return ENGINES["cpu"]
     reasons = []
-    for name in ("cpu",) if device.type == "cpu" else _preference(plans):
+    for name in _preference(plans):
         reason = ENGINES[name].reason(device, plans, dtype)
         if not reason:
             return ENGINES[name]

@@ -8,7 +8,7 @@ what an operation's schema can carry.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -275,17 +275,3 @@ def check_stack(plans: Sequence[LayerPlan]) -> None:
 def skip_sizes(plans: Sequence[LayerPlan]) -> tuple[int, ...]:
     """Numbers of neurons that the skips of the last layer bring, in the order of `skips`."""
     return tuple(math.prod(plans[index].emitted_features) for index in plans[-1].skips)
-
-
-def lacking(plans: Sequence[LayerPlan], supported: Collection[str]) -> str:
-    """What of these layers a backend lacks, as the end of a sentence; "" when nothing.
-
-    Backends name what they support of "inhibition", "max_pool" and "skips".
-    """
-    parts = {
-        "inhibition": any(plan.inhibition for plan in plans),
-        "max_pool": any(plan.kind == "max_pool" for plan in plans),
-        "skips": any(plan.skips for plan in plans),
-    }
-    missing = [name for name, used in parts.items() if used and name not in supported]
-    return f"has no kernels for {' and '.join(missing)}" if missing else ""

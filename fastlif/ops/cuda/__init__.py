@@ -19,9 +19,7 @@ from fastlif.ops.cuda.call import Call, device_shared_bytes, misfit, on_device, 
 from fastlif.ops.cuda.stack_backward import Backward
 from fastlif.ops.encoding import encode
 from fastlif.ops.layout import Saved, StackOutputs, StackShapes
-from fastlif.ops.plan import LayerPlan, lacking
-
-SUPPORTED: tuple[str, ...] = ("inhibition", "max_pool", "skips")  # of what `lacking` asks for
+from fastlif.ops.plan import LayerPlan
 
 
 def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype) -> str:
@@ -33,8 +31,6 @@ def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype)
     index = device.index or 0
     if unusable(index):
         return f"cannot use this GPU: {unusable(index)}"
-    if lacking(plans, SUPPORTED):
-        return lacking(plans, SUPPORTED)
     ints, floats = encode(plans)
     shared_bytes = device_shared_bytes(index)
     return misfit(extension.load(extension.CUDA), ints, floats, dtype, shared_bytes)

@@ -16,22 +16,19 @@ import torch
 from torch import Tensor
 
 from fastlif.ops.layout import Saved, StackOutputs, StackShapes
-from fastlif.ops.plan import LayerPlan, lacking
-
-SUPPORTED: tuple[str, ...] = ("inhibition", "max_pool", "skips")  # of what `lacking` asks for
 
 
-def reason(device: torch.device, plans: Sequence[LayerPlan] = ()) -> str:
+def reason(device: torch.device) -> str:
     """Why these kernels cannot run on a device, as the end of a sentence; "" when they can."""
     if find_spec("triton") is None:
         return "needs the package triton, which is not installed"
     from fastlif.ops.triton.launch import is_interpreted
 
     if device.type == "cpu" and is_interpreted():
-        return lacking(plans, SUPPORTED)
+        return ""
     if device.type != "cuda":
         return f"needs a GPU; the input is on {device}"
-    return lacking(plans, SUPPORTED)
+    return ""
 
 
 def forward(
