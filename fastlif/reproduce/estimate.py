@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastlif.reproduce.runs import Run
 from fastlif.reproduce.sources import Sources
+from fastlif.train.loop import RESULT_NAME
 
 __all__ = ["Estimator"]
 
@@ -37,7 +38,7 @@ class Estimator:
     def __init__(self, sources: Sources, runs_folder: Path) -> None:
         self._sources = sources
         self._measured: dict[tuple[str, bool], list[float]] = {}
-        for path in sorted(runs_folder.glob("*/result.json")):
+        for path in sorted(runs_folder.glob(f"*/{RESULT_NAME}")):
             result = json.loads(path.read_text())
             settings = result["settings"]
             self.learn(

@@ -16,7 +16,7 @@ from fastlif.layers import Sequential
 from fastlif.spikes import PackedSpikes
 from fastlif.train import Task, TrainConfig, initialize
 from fastlif.train.checkpoint import load_checkpoint, restore_model, write_atomically
-from fastlif.train.run import build_network
+from fastlif.train.run import CHECKPOINT_NAME, build_network
 
 __all__ = ["LAYER_STAGES", "layer_name", "record_example", "record_layers"]
 
@@ -97,7 +97,7 @@ def _network(config: TrainConfig, task: Task, trained: Path | None) -> Sequentia
             network, config, input_rate=task.input_rate(config.dt), images=task.some_images()
         )
     else:
-        path = trained / "checkpoint.safetensors"
+        path = trained / CHECKPOINT_NAME
         restore_model(network, load_checkpoint(path).best_model, path)
     return network
 

@@ -29,6 +29,8 @@ from fastlif.train import (
     train,
 )
 from fastlif.train.checkpoint import write_atomically
+from fastlif.train.loop import RESULT_NAME
+from fastlif.train.run import CHECKPOINT_NAME
 
 __all__ = ["Run", "Tasks", "configured", "execute", "outcome", "run_arrays", "run_rows"]
 
@@ -137,7 +139,7 @@ class Tasks:
 
 def outcome(run: Run, folder: Path) -> str:
     """What is in a run's folder: "finished", "failed", or "unfinished" with something to do."""
-    has_result = (folder / "result.json").is_file()
+    has_result = (folder / RESULT_NAME).is_file()
     recorded = all(_record_path(folder, record).is_file() for record in _own_files(run))
     if recorded and (has_result or not run.trained):
         return "finished"
@@ -172,8 +174,8 @@ def _execute(run: Run, folder: Path, task: Task, reporter: Reporter | None) -> N
     # First what needs no training, so that it is there whatever becomes of the training.
     if "initial" in run.records:
         _record_layers(run, task, folder, "initial")
-    if run.trained and not (folder / "result.json").is_file():
-        resume = (folder / "checkpoint.safetensors").is_file()
+    if run.trained and not (folder / RESULT_NAME).is_file():
+        resume = (folder / CHECKPOINT_NAME).is_file()
         train(run.config, task, folder, resume=resume, reporter=reporter)
     if "trained" in run.records:
         _record_layers(run, task, folder, "trained")
@@ -192,8 +194,8 @@ def _record_layers(run: Run, task: Task, folder: Path, stage: str) -> None:
 def run_rows(run: Run, folder: Path) -> list[dict[str, Any]]:
     """The numbers that a run gave so far: dictionaries with metric, stage, layer and value."""
     rows: list[dict[str, Any]] = []
-    if run.trained and (folder / "result.json").is_file():
-        result = json.loads((folder / "result.json").read_text())
+    if run.trained and (folder / RESULT_NAME).is_file():
+        result = json.loads((folder / RESULT_NAME).read_text())
         history = _history(folder)
         best = history[result["best_epoch"] - 1]
         supervised = history[run.config.priming_epochs :]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastlif.ops.connection import dense_connection
 from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, kernel_plan, packed
+from fastlif.ops.dense import select_channels
 from fastlif.ops.encoding import encode
 from fastlif.ops.plan import LayerPlan
 from fastlif.ops.remember import remembered
@@ -26,22 +27,14 @@ def stands_alone(plan: LayerPlan) -> bool:
     return plan.kind == "max_pool" or plan.inhibition is not None or bool(plan.skips)
 
 
-def channel_words(words: Tensor, plan: LayerPlan, channels: slice) -> Tensor:
-    """Words (words, batch, neurons) of some channels of a layer alone."""
-    by_channel = words.unflatten(-1, (-1, plan.shape[0]))
-    return by_channel[..., channels].flatten(2).contiguous()
-
-
 def emitted_words(words: Tensor, plan: LayerPlan) -> Tensor:
     """Of the spikes of a layer those that leave it."""
-    if plan.inhibition is None:
-        return words
-    return channel_words(words, plan, slice(0, plan.emitted_features[0]))
+    return select_channels(words, plan.shape[0], 0, plan.emitted_features[0])
 
 
 def inhibitory_words(words: Tensor, plan: LayerPlan) -> Tensor:
     """Of the spikes of a layer those of its inhibitory neurons."""
-    return channel_words(words, plan, slice(plan.emitted_features[0], None))
+    return select_channels(words, plan.shape[0], plan.emitted_features[0], plan.shape[0])
 
 
 class Part(NamedTuple):
