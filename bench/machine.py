@@ -15,8 +15,7 @@ import torch
 
 import fastlif
 from fastlif import extension
-
-ROOT = Path(__file__).resolve().parent.parent
+from fastlif.versions import commit
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def describe_machine() -> Machine:
         torch=torch.__version__,
         numpy=numpy.__version__,
         fastlif=fastlif.__version__,
-        commit=_commit(),
+        commit=commit(),
     )
 
 
@@ -96,7 +95,7 @@ def describe_gpu(device: torch.device) -> GpuMachine:
         torch=torch.__version__,
         triton=_version("triton"),
         fastlif=fastlif.__version__,
-        commit=_commit(),
+        commit=commit(),
     )
 
 
@@ -159,17 +158,3 @@ def _cpu_model() -> str:
     )
     name = fields.get("model name", "unknown")
     return f"{name} (family {fields.get('cpu family')}, model {fields.get('model')})"
-
-
-def _commit() -> str | None:
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("FASTLIF_COMMIT")
-    return described.stdout.strip()

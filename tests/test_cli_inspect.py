@@ -62,7 +62,8 @@ def test_the_best_weights_of_a_run_are_looked_at(tmp_path: Path):
     assert run_train(*command).exit_code == 0
     saved = load_checkpoint(run / CHECKPOINT)
     saved.model = {name: torch.zeros_like(tensor) for name, tensor in saved.model.items()}
-    save_checkpoint(saved, run / CHECKPOINT)  # so that the last weights are not the best
+    saved.best_epoch, saved.epoch = 1, 2  # so that the last weights are not the best
+    save_checkpoint(saved, run / CHECKPOINT)
     result = run_inspect("randman", "--checkpoint", run, "--n-samples", 99, "--out", out)
     assert result.exit_code == 0, result.output
 
@@ -79,6 +80,15 @@ def test_the_best_weights_of_a_run_are_looked_at(tmp_path: Path):
         expected["predicted_sigma_u"], rel=1e-5
     )
     assert hidden["target_sigma_u"] == ""
+    # The optimizer's state is that of the last epoch: at the best one a new optimizer steps, whose
+    # first step moves every weight with a gradient by sqrt(2) times the learning rate.
+    assert float(hidden["update_mean"]) == pytest.approx(2**0.5 * config.lr, rel=1e-3)
+
+    command = ("randman", "--checkpoint", run, "--epoch", "last", "--out", out)
+    assert run_inspect(*command).exit_code == 0
+    hidden, _ = table_of(out)
+    assert float(hidden["rate_hz"]) == 0.0
+    assert float(hidden["weight_norm"]) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -90,6 +100,7 @@ def test_the_best_weights_of_a_run_are_looked_at(tmp_path: Path):
         (("randman", "--sigma-u", "-1"), "sigma_u must be finite and > 0, got -1.0"),
         (("randman", "--initialization", "magic"), "initialization must be one of"),
         (("randman", "--n-samples", "5", "--sample", "5"), "sample must be below"),
+        (("randman", "--epoch", "first"), "epoch must be best or last, got 'first'"),
         (("randman", "--device", "abacus"), "device must be cpu, cuda or auto, got 'abacus'"),
     ],
 )

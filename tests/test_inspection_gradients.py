@@ -39,6 +39,42 @@ def test_gradients_are_those_of_a_plain_backward_pass(monkeypatch):
         assert report.readouts[0].gradients.output.n == 60
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_regularizer_of_the_spike_counts_is_part_of_the_gradients(batch_first):
+    model, data = drawn_model(), poisson(20.0, (60, 6, 40), 8)
+    targets = torch.arange(6) % 10
+
+    def bound(counts):
+        return losses.upper_bound(counts, v_upper=0.1, strength=3.0)
+
+    hidden = model[0](data)
+    hidden.retain_grad()
+    middle = model[1](hidden)
+    middle.retain_grad()
+    loss = losses.max_over_time_cross_entropy(model[2](middle), targets)
+    penalty = bound([hidden.sum(0), middle.sum(0)])
+    assert penalty.item() > 0.1
+    (loss + penalty).backward()
+    for layer in model:
+        layer.batch_first = batch_first
+    inputs = data.transpose(0, 1) if batch_first else data
+    report = inspect(model, inputs, targets, regularizer=bound)
+    assert report.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert report.penalty == pytest.approx(penalty.item(), rel=1e-5)
+    for layer, module, output in zip(report.layers, model, (hidden, middle), strict=False):
+        own = layer.gradients
+        assert own.output.norm == pytest.approx(float(output.grad.norm()), rel=1e-4)
+        gradient = own.parameters["weight"].gradient
+        assert gradient.norm == pytest.approx(float(module.weight.grad.norm()), rel=1e-4)
+
+
+def test_a_regularizer_needs_spike_counts():
+    model = drawn_model()
+    inside = torch.nn.Sequential(*model)
+    with pytest.raises(ValueError, match="regularizer needs a fastlif.Sequential.* got torch.nn"):
+        inspect(inside, poisson(20.0, (60, 2, 40), 8), regularizer=lambda counts: None)
+
+
 def test_accuracy():
     model, data = drawn_model(), poisson(20.0, (60, 8, 40), 8)
     best = model(data).argmax(1)

@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fastlif.train.checkpoint import load_checkpoint, write_atomically
+from fastlif.files import write_atomically
+from fastlif.train.checkpoint import load_checkpoint
 from tests.training import (
     CHECKPOINT,
     QUICK,

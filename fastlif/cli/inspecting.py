@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastlif.inspection import ModelReport, Recording
     from fastlif.train import Task, TrainConfig
 
+EPOCHS = ("best", "last")
 NETWORK, WEIGHTS, OUTPUT = "Network", "Weights", "Output"
 
 
@@ -31,11 +32,18 @@ def inspect(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of a run, to look at its best weights and its optimizer's next step "
-            "instead of a start.",
+            help="Folder of a run, to look at its weights instead of a start.",
             rich_help_panel=WEIGHTS,
         ),
     ] = None,
+    epoch: Annotated[
+        str,
+        typer.Option(
+            help="With --checkpoint: best (on validation), or last, with the optimizer's next "
+            "step; that of another epoch than the last is a new optimizer's.",
+            rich_help_panel=WEIGHTS,
+        ),
+    ] = "best",
     initialization: Annotated[
         str | None,
         typer.Option(
@@ -105,13 +113,17 @@ def inspect(
     }
     given = {name: value for name, value in settings.items() if value is not None}
     with reported():
-        report, recording = _look(preset, data, checkpoint, given, device, (n_samples, sample))
+        if epoch not in EPOCHS:
+            raise ValueError(f"epoch must be {' or '.join(EPOCHS)}, got {epoch!r}")
+        report, recording = _look(
+            preset, data, checkpoint, epoch == "best", given, device, (n_samples, sample)
+        )
         if out is not None:
             _write(report, recording, out)
     console.print(report.table(), markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{report.n_samples} validation samples: loss {report.loss:.4f}, "
-        f"accuracy {report.accuracy or 0.0:.2%}",
+        f"penalty {report.penalty:.4f}, accuracy {report.accuracy or 0.0:.2%}",
         highlight=False,
         soft_wrap=True,
     )
@@ -125,6 +137,7 @@ def _look(
     preset: str,
     data: Path | None,
     checkpoint: Path | None,
+    best: bool,
     given: dict[str, Any],
     device_name: str,
     samples: tuple[int, int],  # how many to look at, which of them to record
@@ -134,6 +147,7 @@ def _look(
     from fastlif.inspection import record
     from fastlif.train import default_config, initialize, load_task
     from fastlif.train.checkpoint import load_checkpoint, restore_model, restore_optimizer
+    from fastlif.train.objective import penalty_of
     from fastlif.train.optimizers import make_optimizer
     from fastlif.train.run import CHECKPOINT_NAME, build_network
 
@@ -153,15 +167,24 @@ def _look(
         config = _saved_config(preset, saved.settings, given, path)
         task = load_task(config, data)
         network = build_network(config, task)
-        restore_model(network, saved.best_model or saved.model, path)
+        is_last = not best or saved.best_epoch in (0, saved.epoch)
+        restore_model(network, saved.model if is_last else saved.best_model, path)
         optimizer = make_optimizer(network.to(device), config, device)
-        restore_optimizer(optimizer, network, saved.optimizer, path)
+        if is_last:  # of which alone the optimizer's state is kept
+            restore_optimizer(optimizer, network, saved.optimizer, path)
     n_samples, sample = samples
     indices = _chosen(task, n_samples)
     if sample >= len(indices):
         raise ValueError(f"sample must be below the number of samples, {len(indices)}: {sample}")
     inputs, targets = task.validation.select(indices, device)
-    report = inspect_module(network, inputs, targets, optimizer=optimizer, predictions=predictions)
+    report = inspect_module(
+        network,
+        inputs,
+        targets,
+        regularizer=penalty_of(network, config.regularization),
+        optimizer=optimizer,
+        predictions=predictions,
+    )
     return report, record(network, inputs, sample, targets=targets)
 
 

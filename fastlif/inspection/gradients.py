@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ from fastlif.optim import SMORMS3
 from fastlif.spikes import PackedSpikes
 
 Loss = Callable[[Any, Tensor], Tensor]  # of the module's output and targets; a mean over samples
+# Of the spike counts (batch, *features) of every spiking layer; a mean over samples, None for 0.
+Regularizer = Callable[[Sequence[Tensor]], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class BatchGradients:
 
     layers: dict[str, LayerGradients]
     loss: float
+    penalty: float  # of the regularizer, not part of the loss
     accuracy: float | None  # 0..1; None unless the output is scores (batch, classes)
 
 
@@ -67,6 +70,7 @@ def batch_gradients(
     reached: dict[str, ReachedLayer],
     *,
     loss: Loss,
+    regularizer: Regularizer | None,
     optimizer: Optimizer | None,
     lr: float,
 ) -> BatchGradients:
@@ -82,26 +86,63 @@ def batch_gradients(
         stepper = SMORMS3(copied.parameters(), lr=lr)
     copied.zero_grad(set_to_none=True)
     layers = {name: copied.get_submodule(_path(module, one.layer)) for name, one in reached.items()}
-    n_samples, total_loss, n_right = n_samples_of(module, inputs), 0.0, 0
+    n_samples, n_right = n_samples_of(module, inputs), 0
+    total_loss = total_penalty = 0.0
     output_sums = {name: _Sums() for name in layers}
     n_numbers = sum(one.numbers_per_sample for one in reached.values())
     # Outputs of all layers, their gradients, and what the operations keep for the backward pass.
     for start, stop in slices(n_samples, 3 * n_numbers):
         with torch.enable_grad(), _kept_outputs(layers) as outputs:
-            result = copied(samples_of(copied, inputs, start, stop))
-            value = loss(result, targets[start:stop]) * ((stop - start) / n_samples)
-            value.backward()
-        total_loss += float(value.detach())
+            samples = samples_of(copied, inputs, start, stop)
+            result, counts = _output_and_counts(
+                copied, samples, with_counts=regularizer is not None
+            )
+            added = None if regularizer is None else regularizer(counts)
+            value = loss(result, targets[start:stop])
+            share = (stop - start) / n_samples
+            ((value if added is None else value + added) * share).backward()
+        total_loss += float(value.detach()) * share
+        total_penalty += 0.0 if added is None else float(added.detach()) * share
         n_right += _n_right(result, targets[start:stop])
+        spiking = [name for name, one in reached.items() if not one.is_readout]
+        by_counts = dict(zip(spiking, counts, strict=True)) if counts else {}
         for name, output in outputs.items():
-            if output.grad is not None:
-                output_sums[name].add(output.grad)
+            gradient = _emitted_gradient(output, by_counts.get(name), reached[name])
+            if gradient is not None:
+                output_sums[name].add(gradient)
     changes = _step(layers, stepper)
     return BatchGradients(
         {name: LayerGradients(output_sums[name].magnitude(), changes[name]) for name in layers},
         loss=total_loss,
+        penalty=total_penalty,
         accuracy=n_right / n_samples if _is_scores(result, targets[start:stop]) else None,
     )
+
+
+def _output_and_counts(
+    module: nn.Module, samples: Tensor | PackedSpikes, *, with_counts: bool
+) -> tuple[Any, Sequence[Tensor]]:
+    """What the module gives for samples; the spike counts of its layers will keep gradients."""
+    if not with_counts:
+        return module(samples), ()
+    result = module(samples, return_spike_counts=True)
+    for counts in result.spike_counts:
+        if counts.requires_grad:
+            counts.retain_grad()
+    return result.output, result.spike_counts
+
+
+def _emitted_gradient(
+    output: Tensor, counts: Tensor | None, reached: ReachedLayer
+) -> Tensor | None:
+    """dL/dS of what a layer emits: by what hears it, and by its spike counts (batch, *features)."""
+    if counts is None or counts.grad is None:
+        return output.grad
+    own = counts.grad[:, : reached.plan.emitted_features[0]]  # what excites the next layer
+    through_counts = own.unsqueeze(1 if reached.layer.batch_first else 0)
+    if output.grad is None:
+        return through_counts.expand_as(output)
+    return output.grad + through_counts
 
 
 class _Sums:

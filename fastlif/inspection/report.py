@@ -84,6 +84,7 @@ class ModelReport:
     n_steps: int
     dt: float  # seconds
     loss: float | None  # of the batch; None without targets
+    penalty: float | None  # of the regularizer, not part of the loss; None without one
     accuracy: float | None  # 0..1
 
     @property
@@ -148,6 +149,7 @@ class ModelReport:
             "n_steps": self.n_steps,
             "dt_seconds": self.dt,
             "loss": self.loss,
+            "penalty": self.penalty,
             "accuracy": self.accuracy,
             "rows": self.rows(),
             "parameters": {

@@ -21,6 +21,7 @@ from fastlif.inspection.gradients import (
     BatchGradients,
     LayerGradients,
     Loss,
+    Regularizer,
     batch_gradients,
 )
 from fastlif.inspection.membranes import (
@@ -33,7 +34,7 @@ from fastlif.inspection.membranes import (
     trace_readout,
 )
 from fastlif.inspection.report import LayerReport, ModelReport, PopulationReport, ReadoutReport
-from fastlif.layers import StackLayer
+from fastlif.layers import Sequential, StackLayer
 from fastlif.losses import max_over_time_cross_entropy
 from fastlif.spikes import PackedSpikes
 
@@ -44,6 +45,7 @@ def inspect(
     targets: Tensor | None = None,
     *,
     loss: Loss = max_over_time_cross_entropy,
+    regularizer: Regularizer | None = None,
     optimizer: Optimizer | None = None,
     lr: float = 5e-3,
     predictions: Sequence[Prediction] = (),
@@ -56,6 +58,8 @@ def inspect(
     inputs: a batch as the module takes it; the samples may be processed in slices.
     targets: (batch, ...); with them, gradients and an optimizer step are looked at too.
     loss: of (output of the module, targets), a mean over the samples.
+    regularizer: of the spike counts of the spiking layers, as `return_spike_counts=True` gives
+        them, a mean over the samples; added to the loss. The module is a `fastlif.Sequential`.
     optimizer: of the module's parameters, whose next step is looked at. None: SMORMS3 with `lr`,
         at its first step.
     predictions: what an initializer expected, to stand beside what is; by the layers' names.
@@ -68,6 +72,11 @@ def inspect(
     Raises ValueError when there is no spiking layer, no sample, a layer that never runs, or a
     number that does not fit.
     """
+    if regularizer is not None and not isinstance(module, Sequential):
+        raise ValueError(
+            "regularizer needs a fastlif.Sequential, which gives spike counts, got "
+            f"{type(module).__module__}.{type(module).__name__}"
+        )
     reached = reached_layers(module, inputs)
     n_samples = n_samples_of(module, inputs)
     n_steps = max(one.n_steps for one in reached.values())
@@ -88,7 +97,14 @@ def inspect(
         found: BatchGradients | None = None
         if targets is not None:
             found = batch_gradients(
-                module, inputs, targets, reached, loss=loss, optimizer=optimizer, lr=lr
+                module,
+                inputs,
+                targets,
+                reached,
+                loss=loss,
+                regularizer=regularizer,
+                optimizer=optimizer,
+                lr=lr,
             )
     targets_by_name = {one.name: one for one in predictions}
     layers: list[LayerReport] = []
@@ -108,6 +124,7 @@ def inspect(
         n_steps=n_steps,
         dt=next(iter(reached.values())).layer.dt,
         loss=None if found is None else found.loss,
+        penalty=None if found is None or regularizer is None else found.penalty,
         accuracy=None if found is None else found.accuracy,
     )
 

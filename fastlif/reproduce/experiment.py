@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from numpy.typing import NDArray
 
 from fastlif import plots
+from fastlif.files import in_use_by_this_process, write_atomically
 from fastlif.models import preset
 from fastlif.reproduce.estimate import Estimator
 from fastlif.reproduce.options import Options
@@ -21,6 +22,7 @@ from fastlif.reproduce.runs import (
     Tasks,
     execute,
     failure,
+    made_by,
     outcome,
     run_arrays,
     run_rows,
@@ -28,7 +30,6 @@ from fastlif.reproduce.runs import (
 from fastlif.reproduce.sources import DATA_SETS, Sources
 from fastlif.reproduce.table import Table
 from fastlif.train import Reporter
-from fastlif.train.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,22 +153,23 @@ def reproduce(
     there by then. A part of the experiment, or a smaller one, has files with names of their own.
 
     Raises:
-        ValueError: nothing can be shown as all data is missing, or data, device or backend cannot
-            be used.
+        ValueError: nothing can be shown as all data is missing, data, device or backend cannot
+            be used, or another process writes to `out`.
         FileNotFoundError: a file of the data is missing.
     """
     plan = experiment.planned(options)
     _check_sources(experiment, plan, sources)
     stem = f"{experiment.name}{options.suffix()}"
-    folder = out / RUNS_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        _make_runs(plan.runs, sources, folder, progress)
-    finally:
-        results = collect(experiment, plan, sources, folder)
-        table = out / f"{stem}.csv"
-        write_atomically(table, results.table.text().encode())
-    figures = draw(experiment, results, out / stem)
+    with in_use_by_this_process(out):
+        folder = out / RUNS_FOLDER
+        folder.mkdir(exist_ok=True)
+        try:
+            _make_runs(plan.runs, sources, folder, progress)
+        finally:
+            results = collect(experiment, plan, sources, folder)
+            table = out / f"{stem}.csv"
+            write_atomically(table, results.table.text().encode())
+        figures = draw(experiment, results, out / stem)
     seen = {(row["label"], row["status"]) for row in results.table}
     statuses = {
         status: sum(1 for _, other in seen if other == status)
@@ -280,6 +282,7 @@ def _rows_of(run: Run, sources: Sources, folder: Path) -> Iterator[dict[str, Any
         return
     run_folder = folder / run.folder_name(sources)
     status = outcome(run, run_folder)
+    fixed |= made_by(run_folder)
     if status == "failed":
         yield fixed | {"status": status, "message": failure(run_folder)}
     if status in ("finished", "failed"):
@@ -332,6 +335,13 @@ def _notes(
     for reason in reasons:
         networks = dict.fromkeys(row["network"] for row in rows if row.get("message") == reason)
         yield f"skipped {', '.join(networks)}: {reason}"
+    code = [
+        f"fastlif {row['fastlif']} {row['commit'] or ''}".strip()
+        for row in rows
+        if row.get("fastlif")
+    ]
+    if len(made := dict.fromkeys(code)) > 1:
+        yield f"runs made by different versions, see the table: {', '.join(made)}"
     failed = dict.fromkeys(row["label"] for row in rows if row.get("status") == "failed")
     if failed:
         yield f"failed, see the table: {'; '.join(failed)}"

@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastlif.files import write_atomically
 from fastlif.inspection import inspect, record
 from fastlif.layers import Sequential
 from fastlif.spikes import PackedSpikes
 from fastlif.train import Task, TrainConfig, initialize
-from fastlif.train.checkpoint import load_checkpoint, restore_model, write_atomically
+from fastlif.train.checkpoint import load_checkpoint, restore_model
+from fastlif.train.objective import penalty_of
 from fastlif.train.run import CHECKPOINT_NAME, build_network
 
 __all__ = ["LAYER_STAGES", "layer_name", "record_example", "record_layers"]
@@ -49,7 +51,14 @@ def record_layers(config: TrainConfig, task: Task, trained: Path | None) -> list
     indices = torch.arange(min(len(task.train), config.batch_size, MOST_SAMPLES))
     inputs, targets = _select(task, "train", indices)
     rows = []
-    for row in inspect(network, inputs, targets, lr=config.lr).rows():
+    report = inspect(
+        network,
+        inputs,
+        targets,
+        regularizer=penalty_of(network, config.regularization),
+        lr=config.lr,
+    )
+    for row in report.rows():
         layer = layer_name(row["layer"], row["population"])
         rows += [
             {"metric": metric, "layer": layer, "value": row[column]}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlif.files import write_atomically
 from fastlif.init import ActivityWarning, UnreachableTarget
 from fastlif.models import Regularization, preset
 from fastlif.reproduce.recording import LAYER_STAGES, layer_name, record_example, record_layers
@@ -28,11 +29,21 @@ from fastlif.train import (
     load_task,
     train,
 )
-from fastlif.train.checkpoint import write_atomically
 from fastlif.train.loop import RESULT_NAME
 from fastlif.train.run import CHECKPOINT_NAME
+from fastlif.versions import versions
 
-__all__ = ["Run", "Tasks", "configured", "execute", "outcome", "run_arrays", "run_rows"]
+__all__ = [
+    "Run",
+    "Tasks",
+    "configured",
+    "execute",
+    "failure",
+    "made_by",
+    "outcome",
+    "run_arrays",
+    "run_rows",
+]
 
 # Settings without influence on what an epoch computes: a run is the same run under any of them.
 _FREE_SETTINGS = ("graph",)
@@ -166,7 +177,11 @@ def execute(run: Run, folder: Path, tasks: Tasks, reporter: Reporter | None = No
             warnings.simplefilter("ignore", ActivityWarning)
             _execute(run, folder, task, reporter)
     except (TrainingFailed, UnreachableTarget) as error:
-        content = {"message": str(error), "settings": run.config.as_dict()}
+        content = {
+            "message": str(error),
+            "settings": run.config.as_dict(),
+            "versions": versions(),
+        }
         write_atomically(folder / FAILED_NAME, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -188,7 +203,8 @@ def _record_layers(run: Run, task: Task, folder: Path, stage: str) -> None:
     path = _record_path(folder, stage)
     if not path.is_file():
         rows = record_layers(run.config, task, folder if stage == "trained" else None)
-        write_atomically(path, (json.dumps(rows, indent=1) + "\n").encode())
+        content = {"versions": versions(), "rows": rows}
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def run_rows(run: Run, folder: Path) -> list[dict[str, Any]]:
@@ -223,7 +239,7 @@ def run_rows(run: Run, folder: Path) -> list[dict[str, Any]]:
     for stage in LAYER_STAGES:
         path = _record_path(folder, stage)
         if stage in run.records and path.is_file():
-            for row in json.loads(path.read_text()):
+            for row in json.loads(path.read_text())["rows"]:
                 rows.append(_row(row["metric"], stage, row["value"], row["layer"]))
     return rows
 
@@ -240,6 +256,14 @@ def run_arrays(run: Run, folder: Path) -> dict[str, NDArray[Any]]:
 def failure(folder: Path) -> str:
     """Why a run failed."""
     return str(json.loads((folder / FAILED_NAME).read_text())["message"])
+
+
+def made_by(folder: Path) -> dict[str, str | None]:
+    """Versions of fastlif and torch, and the commit, that made what is in a run's folder."""
+    for name in (RESULT_NAME, FAILED_NAME, _record_path(folder, "initial").name):
+        if (folder / name).is_file():
+            return dict(json.loads((folder / name).read_text()).get("versions", {}))
+    return {}
 
 
 def _own_files(run: Run) -> list[str]:

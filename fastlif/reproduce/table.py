@@ -28,7 +28,20 @@ COLUMNS = (
     "message",  # why, where the status is not finished
 )
 # Words, also where they look like numbers.
-WORDS = ("label", "panels", "network", "condition", "data", "message", "metric", "stage", "layer")
+WORDS = (
+    "label",
+    "panels",
+    "network",
+    "condition",
+    "data",
+    "message",
+    "metric",
+    "stage",
+    "layer",
+    "fastlif",
+    "torch",
+    "commit",
+)
 METRIC_COLUMNS = ("metric", "stage", "layer", "value", "paper", "paper_std")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fastlif.files import write_atomically
 from fastlif.train.config import TrainConfig
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "restore_model",
     "restore_optimizer",
     "save_checkpoint",
-    "write_atomically",
 ]
 
 _FORMAT = "fastlif training checkpoint 1"
@@ -178,29 +177,6 @@ def restore_optimizer(
             else tensor
             for entry, tensor in entries[name].items()
         }
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that its name leads to all of the old or all of the new content.
-
-    What is written goes to disk before the new file takes the name, and the folder's entry after.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _check_shapes(parameters: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch.utils.tensorboard import SummaryWriter
 
-from fastlif.train.checkpoint import write_atomically
+from fastlif.files import write_atomically
 
 __all__ = ["EpochRecord", "Phase", "Scores", "TensorBoardLog", "with_phase", "write_csv"]
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fastlif.train.checkpoint import write_atomically
+from fastlif.files import in_use_by_this_process, write_atomically
 from fastlif.train.config import TrainConfig
 from fastlif.train.logs import EpochRecord, Scores, TensorBoardLog
 from fastlif.train.run import CHECKPOINT_NAME, Reporter, Run
 from fastlif.train.task import Task
+from fastlif.versions import versions
 
 __all__ = ["RESULT_NAME", "TrainResult", "train"]
 
@@ -49,15 +50,22 @@ def train(
 
     Raises:
         ValueError: the folder already holds a run and `resume` is False, its checkpoint is
-            damaged or of another run.
+            damaged or of another run, or another process trains there.
         TrainingFailed: the loss is no longer finite; it is a ValueError too.
         FileNotFoundError: `resume` is True and there is no checkpoint.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / CHECKPOINT_NAME).exists() and not resume:
-        raise ValueError(
-            f"{folder} already holds a run: resume it, or choose another output folder"
-        )
+    with in_use_by_this_process(folder):
+        if (folder / CHECKPOINT_NAME).exists() and not resume:
+            raise ValueError(
+                f"{folder} already holds a run: resume it, or choose another output folder"
+            )
+        return _train(config, task, folder, resume, reporter)
+
+
+def _train(
+    config: TrainConfig, task: Task, folder: Path, resume: bool, reporter: Reporter | None
+) -> TrainResult:
+    """Train in a folder that no other process writes to."""
     run = Run(config, task, folder, resume=resume)
     if reporter is not None:
         reporter.started(
@@ -110,6 +118,7 @@ def _write_result(run: Run, test: Scores) -> TrainResult:
         "populations": list(result.populations),
         "n_parameters": result.n_parameters,
         "seconds_per_epoch": result.seconds_per_epoch,
+        "versions": versions(),  # that ended the run
     }
     write_atomically(run.folder / RESULT_NAME, (json.dumps(content, indent=2) + "\n").encode())
     return result

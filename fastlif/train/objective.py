@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,15 @@ from fastlif.losses import lower_bound, upper_bound
 from fastlif.models import Regularization
 from fastlif.train.logs import Scores
 
-__all__ = ["HOMEOSTASIS", "Meter", "Population", "penalty", "populations", "split_counts"]
+__all__ = [
+    "HOMEOSTASIS",
+    "Meter",
+    "Population",
+    "penalty",
+    "penalty_of",
+    "populations",
+    "split_counts",
+]
 
 # What a network is primed with: every neuron is to spike in every sample (eq 24).
 HOMEOSTASIS = Regularization(lower_strength=1.0, v_lower=1.0)
@@ -74,6 +82,19 @@ def penalty(
         lower = lower_bound(spike_counts, bounds.v_lower, bounds.lower_strength)
         total = lower if total is None else total + lower
     return total
+
+
+def penalty_of(
+    network: nn.Module, bounds: Regularization
+) -> Callable[[Sequence[Tensor]], Tensor | None]:
+    """The penalty as a function of the spike counts of a preset's network, one per layer."""
+    wanted = populations(network)
+
+    def of_counts(spike_counts: Sequence[Tensor]) -> Tensor | None:
+        counts = zip(split_counts(spike_counts, wanted), wanted, strict=True)
+        return penalty([own for own, population in counts if population.bounded], bounds)
+
+    return of_counts
 
 
 class Meter:
