@@ -1,0 +1,58 @@
+"""Files that survive a crash, and folders that one process at a time writes to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["in_use_by_this_process", "write_atomically"]
+
+LOCK_NAME = ".lock"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that its name leads to all of the old or all of the new content.
+
+    What is written goes to disk before the new file takes the name, and the folder's entry after.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def in_use_by_this_process(folder: Path) -> Iterator[None]:
+    """Make a folder and hold it until the context ends; the lock goes with a process that dies.
+
+    Raises:
+        ValueError: another process holds the folder.
+    """
+    from filelock import FileLock, Timeout  # comes with torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_NAME, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder} is in use by another process: wait for it, or choose another output folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
