@@ -8,8 +8,6 @@ presets of Rossbroich, Gygax and Zenke (2022).
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from fastlif import init, losses, ops, optim
 from fastlif.backends import Backend, backends, release_memory
 from fastlif.graph import GraphStep
@@ -30,11 +28,7 @@ from fastlif.layers import (
 )
 from fastlif.ops import LIFState
 from fastlif.spikes import PackedSpikes
-
-try:
-    __version__ = version("fastlif")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0+unknown"
+from fastlif.versions import __version__ as __version__
 
 __all__ = [
     "LIF",

@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
-import fastlif
+__all__ = ["__version__", "commit", "versions"]
 
-__all__ = ["commit", "versions"]
+try:
+    __version__ = metadata.version("fastlif")
+except metadata.PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"
 
 
 def versions() -> dict[str, str | None]:
     """Versions of fastlif and torch, and the commit if fastlif runs from a checkout."""
-    return {"fastlif": fastlif.__version__, "torch": torch.__version__, "commit": commit()}
+    return {"fastlif": __version__, "torch": torch.__version__, "commit": commit()}
 
 
 @functools.cache

@@ -16,7 +16,7 @@ PACKAGE = "fastlif"
 
 # Lowest first. A module imports its own unit and those of lower rows, nothing beside or above it.
 ORDER = (
-    ("extension",),
+    ("extension", "files", "versions"),
     ("spikes", "backends", "optim_triton"),
     ("ops",),
     ("init",),
@@ -27,6 +27,7 @@ ORDER = (
     ("train",),
     ("reproduce",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {unit: row for row, units in enumerate(ORDER) for unit in units}
 # init draws the weights of layers it is given, layers draw theirs by init when they are built: the
@@ -34,7 +35,7 @@ RANK = {unit: row for row, units in enumerate(ORDER) for unit in units}
 DEFERRED = {("init", "layers")}
 CORE = {
     "extension", "spikes", "backends", "ops", "init", "layers", "models", "losses", "optim",
-    "optim_triton", "graph", "inspection",
+    "optim_triton", "graph", "inspection", "versions",
 }  # fmt: skip
 CORE_PACKAGES = {"torch", "numpy"}
 # Loaded where a kernel of theirs is first needed: torch brings triton along with its GPU builds.

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fastlif.data import EventRecordings, ImageDataset, Subset
-from fastlif.train import default_config, load_task
+from fastlif.train import default_config, load_task, sample_duration
 from tests.tiny_tasks import tiny_config, tiny_task
 from tests.training import run_train, write_events
 
@@ -75,6 +75,16 @@ class TestWhichReader:
         assert (task.features, task.n_classes, task.duration) == ((2, 34, 34), 10, 0.3)
         parts = (task.train, task.validation, task.test)
         assert [len(part) for part in parts] == [18, 2, 8]
+        # The bound on spike counts is one on rates: of 10 spikes in a second 3 are left in 0.3 s.
+        assert sample_duration("dvs-conv6", tmp_path / "digits") == task.duration
+        config = default_config("dvs-conv6", duration=task.duration)
+        assert config.regularization.v_upper == pytest.approx(3.0)
+        assert (
+            sample_duration("dvs-conv6", tmp_path / "none")
+            == sample_duration("dvs-conv6", None)
+            == 1.0
+        )
+        assert default_config("dvs-conv6", duration=1.0) == default_config("dvs-conv6")
         recordings = task.train.source
         assert isinstance(recordings, EventRecordings) and recordings.drop == 0.0
         # 600 events, hardly two on one pixel in one step.

@@ -145,7 +145,7 @@ def _look(
     """Build the network and look at it."""
     from fastlif.inspection import inspect as inspect_module
     from fastlif.inspection import record
-    from fastlif.train import default_config, initialize, load_task
+    from fastlif.train import default_config, initialize, load_task, sample_duration
     from fastlif.train.checkpoint import load_checkpoint, restore_model, restore_optimizer
     from fastlif.train.objective import penalty_of
     from fastlif.train.optimizers import make_optimizer
@@ -154,7 +154,9 @@ def _look(
     device = torch.device(chosen_device(device_name))
     predictions = []
     if checkpoint is None:
-        config = dataclasses.replace(default_config(preset), **given)
+        config = dataclasses.replace(
+            default_config(preset, duration=sample_duration(preset, data)), **given
+        )
         task = load_task(config, data)
         network = build_network(config, task)
         predictions = initialize(

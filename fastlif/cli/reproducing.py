@@ -163,7 +163,7 @@ def _print_plan(
     from fastlif.reproduce.experiment import RUNS_FOLDER
     from fastlif.reproduce.runs import outcome
 
-    plan = experiment.planned(options)
+    plan = experiment.planned(options, sources)
     folder = out / RUNS_FOLDER
     estimator = Estimator(sources, folder)
     table = Table("run", "panels", "epochs", "state", "hours", title=experiment.title)

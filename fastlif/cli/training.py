@@ -146,7 +146,10 @@ def train(
     ] = None,
     v_upper: Annotated[
         float | None,
-        typer.Option(help="Upper bound, in spikes per sample.", rich_help_panel=ACTIVITY),
+        typer.Option(
+            help="Upper bound, in spikes per sample; default: the preset's rate.",
+            rich_help_panel=ACTIVITY,
+        ),
     ] = None,
     lower_strength: Annotated[
         float | None,
@@ -211,7 +214,7 @@ def train(
 ) -> None:
     """Train a network of the paper and report the test score of its best validation epoch."""
     # Imported here: it takes a second or two, which no other command should pay.
-    from fastlif.train import default_config, load_task
+    from fastlif.train import default_config, load_task, sample_duration
     from fastlif.train import train as run_training
     from fastlif.train.progress import ConsoleReporter
 
@@ -219,7 +222,7 @@ def train(
     try:
         with reported():
             config = _configure(
-                default_config(preset, optimizer),
+                default_config(preset, optimizer, duration=sample_duration(preset, data)),
                 {
                     "recurrent": recurrent,
                     "epochs": epochs,

@@ -19,7 +19,7 @@ from fastlif.data.events import (
     read_events,
 )
 from fastlif.data.images import ImageDataset
-from fastlif.data.nmnist import holds_nmnist, read_nmnist
+from fastlif.data.nmnist import NMNIST_DURATION, holds_nmnist, read_nmnist
 from fastlif.data.randman import RandmanConfig, RandmanSplits, make_randman
 from fastlif.data.recordings import EventRecordings
 
@@ -30,6 +30,7 @@ __all__ = [
     "EventRecordings",
     "EventSplits",
     "ImageDataset",
+    "NMNIST_DURATION",
     "PackedDataset",
     "RandmanConfig",
     "RandmanSplits",

@@ -33,7 +33,9 @@ from fastlif.data.files import (
 )
 from fastlif.data.recordings import CameraEvents, EventRecordings, PixelGrid, collect
 
-__all__ = ["holds_nmnist", "read_nmnist"]
+__all__ = ["NMNIST_DURATION", "holds_nmnist", "read_nmnist"]
+
+NMNIST_DURATION = 0.3  # seconds of a recording
 
 _SENSOR = 34  # pixels a side
 _CLASSES = 10
@@ -50,7 +52,7 @@ Sample = tuple[tuple[Tensor, Tensor], int]  # times and neurons, label
 def read_nmnist(
     folder: str | os.PathLike[str],
     *,
-    duration: float = 0.3,
+    duration: float = NMNIST_DURATION,
     dt: float = 2e-3,
     drop: float = 0.0,
     crop: int = 0,

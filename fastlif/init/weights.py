@@ -117,17 +117,17 @@ def fluctuation_driven_(
             rates = [max(rate, 0.0) for rate in source_rates(readout, layer_input)]
             predictions[name] = draw_readout(name, rates, readout.tau_mem or duration)
 
-    def note_rate(name: str, layer: StackLayer, output: Tensor) -> None:
+    def note_firing(name: str, layer: StackLayer, output: Tensor) -> None:
         if name in layers:
-            output_rates[name] = mean_rate(layer, output)
+            firing[name] = output.mean((0, 1)).flatten()
 
     for encoder in image_encoders(module).values():
         encoder_(encoder, generator=generator)
     if data is not None:
-        output_rates: dict[str, float] = {}
-        visit_inputs(module, data, draw_for, note_rate)
-        for name, output_rate in output_rates.items():
-            warn_of_activity(name, output_rate, layers[name].dt)
+        firing: dict[str, Tensor] = {}  # share of the steps in which each neuron fires
+        visit_inputs(module, data, draw_for, note_firing)
+        for name, shares_of_steps in firing.items():
+            warn_of_activity(name, shares_of_steps, layers[name].dt)
         missed = [name for name in (*layers, *readouts) if name not in predictions]
         if missed:
             raise ValueError(f"data did not reach the layers {missed}: the module never ran them")

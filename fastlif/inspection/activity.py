@@ -1,9 +1,6 @@
 """How much the neurons of each layer fire, and what to do about a layer that hardly does or always.
 
-A neuron is silent when it fires in no sample of the batch, and saturated when it fires in more than
-`SATURATED_SHARE` of the steps. The reset takes one step, so that no neuron fires in more than half
-of them. A layer is reported for its share of such neurons; the warnings of initialization and
-training (`fastlif.init.activity`) judge by the layer's mean rate alone.
+Populations are judged by the rule of `fastlif.init.activity`, as layers are after initialization.
 """
 
 from __future__ import annotations
@@ -14,6 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fastlif.init.activity import (
+    SATURATED_SHARE,
+    activity_state,
+    saturated_share,
+    silent_share,
+)
 from fastlif.init.traversal import visit_inputs
 from fastlif.inspection.batches import (
     ReachedLayer,
@@ -25,10 +28,6 @@ from fastlif.inspection.batches import (
 from fastlif.layers import LIFOutput, Sequential, StackLayer, StackOutput
 from fastlif.spikes import PackedSpikes
 
-SATURATED_SHARE = 0.25  # of the steps: 125 Hz at 2 ms
-SILENT_LAYER = 0.95  # a population with more than this share of silent neurons is reported
-SATURATED_LAYER = 0.25  # likewise of saturated neurons
-
 
 @dataclass(frozen=True)
 class Activity:
@@ -39,7 +38,7 @@ class Activity:
     n_neurons: int
     n_samples: int
     firing_rate: float  # Hz, mean over neurons, samples and steps
-    silent: float  # share of the neurons that never fire, 0..1
+    silent: float  # share of the neurons that fire in no sample, 0..1
     saturated: float  # share of the neurons that fire in more than SATURATED_SHARE of the steps
     # (n_neurons,) Hz, mean over samples and steps
     neuron_rates: Tensor = field(repr=False, compare=False)
@@ -72,8 +71,8 @@ class CountSums:
                     n_neurons=len(own),
                     n_samples=self.n_samples,
                     firing_rate=float(own.mean()) / dt,
-                    silent=float((own == 0.0).double().mean()),
-                    saturated=float((own > SATURATED_SHARE).double().mean()),
+                    silent=silent_share(own),
+                    saturated=saturated_share(own),
                     neuron_rates=own / dt,
                 )
             )
@@ -113,14 +112,15 @@ def activity_warnings(activities: Sequence[Activity]) -> list[str]:
         name = f"layer {one.layer!r}"
         if one.population != "all":
             name = f"the {one.population} population of {name}"
-        if one.silent > SILENT_LAYER:
+        state = activity_state(one.silent, one.saturated)
+        if state == "silent":
             lines.append(
                 f"{name} is silent ({one.firing_rate:.1f} Hz; {one.silent:.0%} of "
                 f"{_counted(one.n_neurons, 'neuron')} never fire in "
                 f"{_counted(one.n_samples, 'sample')}): raise sigma_u (try 1.0), add homeostasis "
                 "(--lower-strength) or a priming period (--priming-epochs)"
             )
-        elif one.saturated > SATURATED_LAYER:
+        elif state == "saturated":
             lines.append(
                 f"{name} is saturated ({one.firing_rate:.1f} Hz; {one.saturated:.0%} of "
                 f"{_counted(one.n_neurons, 'neuron')} fire in more than {SATURATED_SHARE:.0%} of "

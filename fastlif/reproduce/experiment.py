@@ -91,13 +91,13 @@ class Experiment:
     measure: Callable[[Plan, Sources], Measured] | None = None
     kinds: tuple[str, ...] = ()
 
-    def planned(self, options: Options) -> Plan:
+    def planned(self, options: Options, sources: Sources | None = None) -> Plan:
         """The runs at the size of the options.
 
         Raises:
             ValueError: `only` has a name that is none of this experiment's, or leaves no run.
         """
-        plan = Plan(options)
+        plan = Plan(options, sources)
         if self.plan is None:
             if options.only:
                 raise ValueError(f"only must not be given for {self.name}, which has no runs")
@@ -157,7 +157,7 @@ def reproduce(
             be used, or another process writes to `out`.
         FileNotFoundError: a file of the data is missing.
     """
-    plan = experiment.planned(options)
+    plan = experiment.planned(options, sources)
     _check_sources(experiment, plan, sources)
     stem = f"{experiment.name}{options.suffix()}"
     with in_use_by_this_process(out):

@@ -9,7 +9,7 @@ from typing import Any
 from fastlif.models import preset
 from fastlif.reproduce.options import PAPER_SEEDS, Options
 from fastlif.reproduce.runs import Run, configured
-from fastlif.reproduce.sources import DATA_SETS
+from fastlif.reproduce.sources import DATA_SETS, Sources
 from fastlif.train import TrainConfig
 
 __all__ = ["KAIMING", "PLAIN", "PRIMING_EPOCHS", "TARGETS", "Plan"]
@@ -29,8 +29,9 @@ SHORTENED = {"shd-conv7": 0.5, "shd-conv10": 0.5}
 class Plan:
     """Collects the runs of an experiment and what of the paper's size they leave out."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, sources: Sources | None = None) -> None:
         self.options = options
+        self._sources = Sources() if sources is None else sources
         self._runs: dict[tuple[Any, ...], Run] = {}
         self._names: set[str] = set()  # that `only` can take: panels' letters and networks
         self._notes: dict[str, None] = {}  # in order, each once
@@ -170,7 +171,7 @@ class Plan:
         if options.channel_shift and network.data == "events":
             sized["channel_shift"] = options.channel_shift
             self._note(f"inputs moved by up to {options.channel_shift} channels")
-        return configured(name, sized)
+        return configured(name, sized, self._sources.folder(network.data))
 
     def _note(self, text: str) -> None:
         self._notes[text] = None

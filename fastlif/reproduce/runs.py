@@ -27,6 +27,7 @@ from fastlif.train import (
     TrainingFailed,
     default_config,
     load_task,
+    sample_duration,
     train,
 )
 from fastlif.train.loop import RESULT_NAME
@@ -106,12 +107,18 @@ class Run:
         return f"{config.preset}-{kind}-{start}-seed{config.seed}-{digest}"
 
 
-def configured(name: str, changes: Mapping[str, Any]) -> TrainConfig:
+def configured(
+    name: str, changes: Mapping[str, Any], data_folder: Path | None = None
+) -> TrainConfig:
     """The paper's settings for a preset with changes of the run's or the regularization's.
 
     Another optimizer brings its own learning rate, unless one is given.
     """
-    config = default_config(name, changes.get("optimizer", "smorms3"))
+    config = default_config(
+        name,
+        changes.get("optimizer", "smorms3"),
+        duration=sample_duration(name, data_folder),
+    )
     bounds = {field.name for field in dataclasses.fields(Regularization)}
     regularization = {key: value for key, value in changes.items() if key in bounds}
     return dataclasses.replace(

@@ -5,7 +5,7 @@ from fastlif.train.initialization import initialize
 from fastlif.train.logs import EpochRecord, Scores
 from fastlif.train.loop import TrainResult, train
 from fastlif.train.run import Reporter, TrainingFailed
-from fastlif.train.task import Task, load_task
+from fastlif.train.task import Task, load_task, sample_duration
 
 __all__ = [
     "EpochRecord",
@@ -18,5 +18,6 @@ __all__ = [
     "default_config",
     "initialize",
     "load_task",
+    "sample_duration",
     "train",
 ]

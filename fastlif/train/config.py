@@ -153,12 +153,20 @@ class TrainConfig:
             raise ValueError(f"settings are incomplete: {error}") from error
 
 
-def default_config(name: str, optimizer: str = "smorms3") -> TrainConfig:
+def default_config(
+    name: str, optimizer: str = "smorms3", *, duration: float | None = None
+) -> TrainConfig:
     """The settings of the paper's authors for a preset; `dataclasses.replace` changes some.
 
     They trained with SMORMS3; another optimizer has its own learning rate, from `LEARNING_RATES`.
+    duration: of a sample in seconds, where it is not the preset's. The upper bound on spike counts
+        is one on firing rates and goes with it.
     """
     network = preset(name)
+    bounds = network.regularization
+    if duration is not None and duration != network.duration:
+        v_upper = bounds.v_upper * duration / network.duration
+        bounds = dataclasses.replace(bounds, v_upper=v_upper)
     if optimizer not in LEARNING_RATES:
         raise ValueError(f"optimizer must be one of {', '.join(LEARNING_RATES)}, got {optimizer!r}")
     return TrainConfig(
@@ -168,5 +176,5 @@ def default_config(name: str, optimizer: str = "smorms3") -> TrainConfig:
         batch_size=network.batch_size,
         lr=network.lr if optimizer == "smorms3" else LEARNING_RATES[optimizer],
         optimizer=optimizer,
-        regularization=network.regularization,
+        regularization=bounds,
     )

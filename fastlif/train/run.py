@@ -238,9 +238,10 @@ class Run:
             silent = f"{saturated}, or a lower bound on spike counts or priming epochs"
         for population, own in zip(self.populations, counts, strict=True):
             if population.bounded:
-                rate = float(own.mean()) / self.duration
+                dt = self.config.dt
+                shares_of_steps = own.mean(0).flatten() * dt / self.duration
                 warn_of_activity(
-                    population.name, rate, self.config.dt, silent=silent, saturated=saturated
+                    population.name, shares_of_steps, dt, silent=silent, saturated=saturated
                 )
 
     def _restore(self) -> None:

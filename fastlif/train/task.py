@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastlif.data import (
+    NMNIST_DURATION,
     PackedDataset,
     RandmanConfig,
     SampleSource,
@@ -29,7 +30,7 @@ from fastlif.models import Preset, preset
 from fastlif.spikes import PackedSpikes
 from fastlif.train.config import TrainConfig
 
-__all__ = ["Task", "load_task"]
+__all__ = ["Task", "load_task", "sample_duration"]
 
 # Samples from which a rate is measured where it takes work to get at the spikes.
 _RATE_SAMPLES = 1024
@@ -92,6 +93,14 @@ class Task:
         n_samples = len(self.train)
         chosen = torch.arange(min(most, n_samples)) * n_samples // min(most, n_samples)
         return chosen.to(self.train.targets.device)
+
+
+def sample_duration(name: str, data_folder: Path | None) -> float:
+    """Seconds of a sample of a preset's data, as far as the folder's kind of data tells."""
+    network = preset(name)
+    if network.data == "event_camera" and data_folder is not None and holds_nmnist(data_folder):
+        return NMNIST_DURATION
+    return network.duration
 
 
 def load_task(config: TrainConfig, data_folder: Path | None) -> Task:

@@ -1,5 +1,0 @@
-"""`python -m fastlif.cli`."""
-
-from fastlif.cli import main
-
-main()
