@@ -64,7 +64,6 @@ class PoolingGradient {
         std::fill_n(mask + channels, pads, 0);
         mask += channels + pads;
       });
-      if (mask == first) continue;  // a dilated window can lie in the padding alone
       for (int i = 0; i < channels; ++i) first[i] |= ~taken[i];
     }
   }

@@ -15,7 +15,7 @@ from fastlif.ops.plan import (
     LayerPlan,
     LayerTensors,
     LIFState,
-    skip_sizes,
+    source_columns,
     surrogate_scale,
 )
 
@@ -178,7 +178,7 @@ def build(
         skips=tuple(spiking) if case.skips else (),
     )
     plans.append(out)
-    fan_in = math.prod(features) + sum(skip_sizes(plans))
+    fan_in = source_columns(tuple(plans), last + 1)[-1].stop
     parameters.append(LayerTensors(normal(5, fan_in) / math.sqrt(fan_in), normal(5) * 0.1))
     shape = (case.n_steps, case.batch, *case.features)
     spikes = (torch.rand(*shape, generator=generator, dtype=torch.float64) < 0.2).double()

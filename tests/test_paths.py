@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fastlif import ops
 from fastlif.ops.connection import conv_connection, dense_connection
-from fastlif.ops.plan import LayerPlan, LayerTensors, check_stack, skip_sizes
+from fastlif.ops.plan import LayerPlan, LayerTensors, check_stack, source_columns
 
 from .cases import DECAY_MEM, DECAY_SYN, Stack, layer_tensors, named_leaves
 from .compare import loss, relative, replay
@@ -82,7 +82,7 @@ def stack_of(plans: Sequence[LayerPlan], *, n_steps: int = 40, batch: int = 2) -
             weight = normal((plan.features[0], sources, *dims)) * (7.0 if index else 10.0)
             parameters.append(LayerTensors(weight, None, own))
         else:
-            columns = math.prod(link.in_shape) + sum(skip_sizes(plans))
+            columns = source_columns(tuple(plans), index)[-1].stop
             parameters.append(LayerTensors(normal((5, columns)), normal((5, 1))[:, 0]))
     first = plans[0].feedforward.in_shape
     features = {1: first[:1], 2: (first[0], first[2]), 3: first}[len(plans[0].features)]

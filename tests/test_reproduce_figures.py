@@ -127,6 +127,55 @@ def test_seeds_are_averaged_before_zeros_are_left_out() -> None:
     assert line.get_ydata() == pytest.approx([np.nan, 2.0], nan_ok=True)
 
 
+def test_a_mean_says_over_how_many_runs_it_is() -> None:
+    results = made_up(EXPERIMENTS["fig4"], Options(scale=0.2, seeds=3))
+    rows = list(results.table)
+    (late,) = [
+        row
+        for row in rows
+        if (row["metric"], row["network"], row["target"]) == ("epochs_to_90", "conv-3", 1.0)
+        and (row["condition"], row["seed"]) == ("fluctuation-driven", 2)
+    ]
+    assert not any("/3" in text for text in texts(drawn(EXPERIMENTS["fig4"], results)))
+    late["value"] = None
+    assert texts(drawn(EXPERIMENTS["fig4"], Results(Table(rows)))).count("2/3") == 1
+
+    table = made_up(EXPERIMENTS["table1"], Options(seeds=3))
+    rows = [
+        {**row, "status": "failed", "metric": None, "value": None}
+        if (row["network"], row["condition"], row["seed"]) == ("conv-7", "Kaiming", 1)
+        else row
+        for row in table.table
+    ]
+    written = texts(drawn(EXPERIMENTS["table1"], Results(Table(rows), {}, table.notes)))
+    assert sum("(2 of 3 seeds)" in text for text in written) == 1
+
+
+def test_a_band_over_layers_is_of_their_means() -> None:
+    rows = [
+        {"network": "conv-3", "condition": "fluctuation-driven", "target": 1.0, "label": f"{seed}",
+         "metric": "test_firing_rate", "layer": str(layer), "seed": seed,
+         "value": 10.0 * layer + seed}
+        for layer in (1, 2, 3)
+        for seed in (0, 2)
+    ]  # fmt: skip
+    summary = Table(rows).averaged("layer").over("target")[(1.0,)]
+    assert (summary.mean, summary.n) == (21.0, 2)
+    assert summary.std == pytest.approx(2.0**0.5)  # of 20 and 22
+
+
+def test_priming_stands_before_the_epochs_that_follow() -> None:
+    options = Options(scale=0.5, seeds=1, targets=(0.2,))
+    results = made_up(EXPERIMENTS["fig5"], options)
+    figure = drawn(EXPERIMENTS["fig5"], results)
+    primed = max(results.table.distinct("priming_epochs"))
+    assert primed > 1
+    lines = {str(line.get_label()): line.get_xdata() for line in figure.axes[0].get_lines()}
+    assert lines["neither"][0] == lines["homeostasis"][0] == 1
+    assert lines["priming"][0] == 1 - primed
+    assert lines["priming"][-1] == lines["priming"][0] + len(lines["priming"]) - 1
+
+
 def test_axes_say_of_which_epoch_an_accuracy_is() -> None:
     written = texts(drawn(EXPERIMENTS["figS6"], made_up(EXPERIMENTS["figS6"], SMALL)))
     assert {"validation accuracy\n(last epoch, %)", "test accuracy\n(best epoch, %)"} <= {*written}

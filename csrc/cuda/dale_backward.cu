@@ -6,6 +6,7 @@
 #include <string>
 
 #include "backward_description.h"
+#include "busiest.h"
 #include "launch.h"
 #include "neuron_backward.h"
 
@@ -13,12 +14,6 @@ namespace fastlif::cuda {
 namespace {
 
 constexpr int kDaleThreads = 512;
-// With as many blocks of two samples, sharing weights gains more than further blocks would. Results are the same.
-#if defined(FASTLIF_EMULATED)
-constexpr int kEnoughBlocks = 2;
-#else
-constexpr int kEnoughBlocks = 132;
-#endif
 
 // Offsets are in shared memory, in numbers.
 template <class Real>
@@ -275,7 +270,7 @@ template <class Real>
 void launch_dale(const Layer& layer, const DaleBackwardLayer& tensors, int64_t n_steps, int64_t batch, bool half_kept,
                  int shared_bytes, cudaStream_t stream) {
   const DaleProblem<Real> pair(layer, tensors, 2);
-  if (batch >= 2 * kEnoughBlocks && pair.shared_bytes() <= shared_bytes)
+  if (busiest(batch, 2) <= busiest(batch, 1) && pair.shared_bytes() <= shared_bytes)
     start_dale<Real, 2>(pair, n_steps, batch, half_kept, stream);
   else
     start_dale<Real, 1>(DaleProblem<Real>(layer, tensors, 1), n_steps, batch, half_kept, stream);

@@ -108,7 +108,7 @@ void scan_backward(const Layer& layer, const BackwardLayer& pointers, int64_t n_
 struct DaleBackwardLayer : BackwardLayer {
   const void* inhibitory_weight = nullptr;  // packed as the others; `weight` is not read
   const void *grad_inhibitory = nullptr, *grad_pending_inhibitory = nullptr;  // user (B, ...)
-  void* grad_inhibitory_injected = nullptr;                                   // flat (T, B, N), always written: dL/dK
+  void* grad_inhibitory_injected = nullptr;                                   // flat (T, B, N): dL/dK; null if nobody asks
   void *grad_inhibitory0 = nullptr, *grad_pending_inhibitory0 = nullptr;      // user (B, ...)
 };
 // Shared memory that a block takes at least.

@@ -2,6 +2,7 @@
 // back in lockstep, two steps at a time: dL/dJ[n] first enters dL/dU[n] and that first enters dL/dJ[n-2], so the
 // products with dL/dJ[n+1] and dL/dJ[n] (products.h) need nothing that is still to come.
 #include "backward_neurons.h"
+#include "busiest.h"
 #include "launch.h"
 
 #if defined(FASTLIF_EMULATED)
@@ -73,31 +74,17 @@ __global__ void __launch_bounds__(kThreads<samples>, 512 / kThreads<samples>) st
 
 // ---- host
 
-int multiprocessors() {
-#if defined(FASTLIF_EMULATED)
-  return 4;
-#else
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "the current device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "its multiprocessors");
-  return count;
-#endif
-}
-
 int64_t bytes_of(const BackwardProblem& problem, int samples, bool all_counts) {
   return problem.precision == Precision::float64 ? Description<double>(problem, samples, all_counts).shared_bytes()
                                                  : Description<float>(problem, samples, all_counts).shared_bytes();
 }
 
-// More samples share each weight that is loaded, as long as no multiprocessor gets more of them for it.
 int samples_of_block(const BackwardProblem& problem, int most, int shared_bytes) {
-  const int processors = multiprocessors();
-  const auto load = [&](int samples) {
-    return int64_t(samples) * ceil_div(ceil_div(problem.batch, samples), processors);
-  };
+  const int64_t batch = problem.batch;
   int best = 1;
   for (int samples = 2; samples <= most; samples *= 2)
-    if (samples <= problem.batch && load(samples) <= load(best) && bytes_of(problem, samples, false) <= shared_bytes)
+    if (samples <= batch && busiest(batch, samples) <= busiest(batch, best) &&
+        bytes_of(problem, samples, false) <= shared_bytes)
       best = samples;
   return best;
 }

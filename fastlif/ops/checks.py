@@ -13,7 +13,7 @@ from fastlif.ops.plan import (
     LayerTensors,
     LIFState,
     check_stack,
-    skip_sizes,
+    source_columns,
     spatial_shape,
 )
 from fastlif.spikes import PackedSpikes
@@ -43,7 +43,8 @@ def check_inputs(
         raise ValueError(f"tensors must hold one entry per layer, {len(plans)}, got {len(tensors)}")
     _check_input_shape(tuple(input.shape), plans[0])
     for index, (plan, layer_tensors) in enumerate(zip(plans, tensors, strict=True)):
-        skipped = sum(skip_sizes(plans)) if plan.skips else 0
+        columns = source_columns(tuple(plans), index)[1:] if plan.skips else ()
+        skipped = sum(one.stop - one.first for one in columns)
         _check_shapes(f"layer {index}: ", plan, layer_tensors, input.shape[1], skipped)
     dtype = _common_dtype(input, tensors)
     if isinstance(input, PackedSpikes):

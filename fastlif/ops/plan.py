@@ -272,6 +272,21 @@ def check_stack(plans: Sequence[LayerPlan]) -> None:
             )
 
 
-def skip_sizes(plans: Sequence[LayerPlan]) -> tuple[int, ...]:
-    """Numbers of neurons that the skips of the last layer bring, in the order of `skips`."""
-    return tuple(math.prod(plans[index].emitted_features) for index in plans[-1].skips)
+class SourceColumns(NamedTuple):
+    """What a layer with synapses hears, and the columns of its flattened weight that are for it."""
+
+    layer: int  # in the stack; -1 is the input
+    first: int
+    stop: int
+
+
+@remembered
+def source_columns(plans: tuple[LayerPlan, ...], index: int) -> tuple[SourceColumns, ...]:
+    """Sources of a layer of a stack, in the order of its weight: the layer before it, its skips."""
+    plan = plans[index]
+    assert plan.feedforward is not None
+    found = [SourceColumns(index - 1, 0, plan.feedforward.fan_in)]
+    for layer in plan.skips:
+        first = found[-1].stop
+        found.append(SourceColumns(layer, first, first + math.prod(plans[layer].emitted_features)))
+    return tuple(found)

@@ -32,27 +32,34 @@ STATED_SECONDS = {
 RECORD_SECONDS = 5.0  # of looking inside a network once
 
 
+_Key = tuple[str, bool, str]  # preset, recurrent, device
+
+
+def _key(run: Run) -> _Key:
+    return run.config.preset, run.config.recurrent, run.config.device
+
+
 class Estimator:
     """Seconds that runs take on this machine."""
 
     def __init__(self, sources: Sources, runs_folder: Path) -> None:
         self._sources = sources
-        self._measured: dict[tuple[str, bool], list[float]] = {}
+        self._measured: dict[_Key, list[float]] = {}
         for path in sorted(runs_folder.glob(f"*/{RESULT_NAME}")):
             result = json.loads(path.read_text())
             settings = result["settings"]
             self.learn(
-                (settings["preset"], settings["recurrent"]),
+                (settings["preset"], settings["recurrent"], settings["device"]),
                 result["seconds_per_epoch"] / result["data"]["n_train"],
             )
 
-    def learn(self, network: tuple[str, bool], seconds_per_sample: float) -> None:
+    def learn(self, network: _Key, seconds_per_sample: float) -> None:
         """Take a measured time of an epoch, divided by its training samples, into account."""
         self._measured.setdefault(network, []).append(seconds_per_sample)
 
     def is_measured(self, run: Run) -> bool:
         """Whether a run of the same network was timed here."""
-        return (run.config.preset, run.config.recurrent) in self._measured
+        return _key(run) in self._measured
 
     def seconds(self, run: Run) -> float:
         """Estimate for a run from its first epoch to its last record."""
@@ -60,7 +67,7 @@ class Estimator:
         if not run.trained:
             return recording
         config = run.config
-        times = self._measured.get((config.preset, config.recurrent))
+        times = self._measured.get(_key(run))
         per_sample = (
             statistics.median(times) if times else STATED_SECONDS.get(config.preset, 10.0) / 1000.0
         )

@@ -142,7 +142,7 @@ def over_targets(
 
     Kaiming initialization, which has no target, stands to the right of them. A star with the color
     of the line is what the paper prints. `positive` leaves out means of 0, for an axis of
-    logarithms.
+    logarithms. A mean over fewer runs than there are says so, as "2/5".
     """
     of_metric = table.where(metric=metric)
     targets = sorted(of_metric.distinct("target"))
@@ -154,6 +154,9 @@ def over_targets(
         if points:
             means = _drawable([s.mean * factor for _, s in points], positive=positive)
             _band(ax, [x for x, _ in points], means, [s.std * factor for _, s in points], one)
+            for x, of_target in points:
+                runs = table.where(**one.where, target=x).distinct("label")
+                _number_of_runs(ax, len(runs), x, of_target, one.color, factor)
         if one.kaiming is not None:
             conditions = {**one.where, "condition": one.kaiming, "target": None}
             summary = of_metric.where(**conditions).over("condition").get((one.kaiming,))
@@ -208,6 +211,21 @@ def _band(
     ax.plot(x, mean, one.style, color=one.color, marker=one.marker, ms=3.5, lw=1.2, label=one.label)
     if std.any():
         ax.fill_between(x, mean - std, mean + std, color=one.color, alpha=0.2, lw=0)
+
+
+def _number_of_runs(
+    ax: Axes, n_runs: int, x: float, summary: Summary, color: str, factor: float
+) -> None:
+    """Write at a mean over how many of the runs it is, if not all have the number."""
+    if summary.n < n_runs:
+        ax.annotate(
+            f"{summary.n}/{n_runs}",
+            (x, summary.mean * factor),
+            xytext=(3.0, 3.0),
+            textcoords="offset points",
+            color=color,
+            fontsize=5.5,
+        )
 
 
 def _point(ax: Axes, x: float, summary: Summary, color: str, factor: float) -> None:

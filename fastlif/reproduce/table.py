@@ -112,6 +112,22 @@ class Table:
         ordered = sorted(groups, key=lambda key: tuple((v is None, v) for v in key))
         return {key: Summary.of(groups[key]) for key in ordered}
 
+    def averaged(self, column: str) -> Table:
+        """The mean over a column's values, in one row for all rows that agree in the other columns.
+
+        Spread between such means is that of what is left: of seeds, after the average over layers.
+        """
+        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        dropped = {column, "value", "paper", "paper_std"}
+        for row in self.rows:
+            if row.get("value") is not None:
+                key = tuple(item for item in row.items() if item[0] not in dropped)
+                groups.setdefault(key, []).append(row)
+        return Table(
+            dict(key) | {column: None, "value": statistics.fmean(row["value"] for row in rows)}
+            for key, rows in groups.items()
+        )
+
     def columns(self) -> list[str]:
         """All columns: those of every run, the settings in order of appearance, the metric's."""
         settings = dict.fromkeys(name for row in self.rows for name in row)

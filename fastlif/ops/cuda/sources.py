@@ -15,7 +15,7 @@ from fastlif.ops.connection import dense_connection
 from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, kernel_plan, packed
 from fastlif.ops.dense import select_channels
 from fastlif.ops.encoding import encode
-from fastlif.ops.plan import LayerPlan
+from fastlif.ops.plan import LayerPlan, SourceColumns, source_columns
 from fastlif.ops.remember import remembered
 from fastlif.spikes import n_words
 
@@ -40,14 +40,17 @@ def inhibitory_words(words: Tensor, plan: LayerPlan) -> Tensor:
 class Part(NamedTuple):
     """One source of a readout with skips."""
 
-    layer: int  # that emits the spikes
+    columns: SourceColumns
     plan: LayerPlan  # from it to the readout, of kind "current"
-    first_column: int  # of the readout's weight
-    end_column: int
+
+    @property
+    def layer(self) -> int:
+        """Number of the layer that emits the spikes."""
+        return self.columns.layer
 
     def weight(self, weight: Tensor) -> Tensor:
         """Its columns of the readout's weight, (classes, n)."""
-        return weight[:, self.first_column : self.end_column]
+        return weight[:, self.columns.first : self.columns.stop]
 
     def kernel_plan(self, call: Call) -> Any:
         """Its plan as the kernels' own tables."""
@@ -57,14 +60,11 @@ class Part(NamedTuple):
 @remembered
 def readout_parts(plans: tuple[LayerPlan, ...]) -> tuple[Part, ...]:
     """The sources of the last layer: the layer before it, then its skips."""
-    readout = plans[-1]
-    parts, column = [], 0
-    for layer in (len(plans) - 2, *readout.skips):
-        link = dense_connection(plans[layer].emitted_features, readout.shape[0])
-        plan = LayerPlan("current", (readout.shape[0],), link)
-        n_sources = link.fan_in
-        parts.append(Part(layer, plan, column, column + n_sources))
-        column += n_sources
+    n_classes = plans[-1].shape[0]
+    parts = []
+    for columns in source_columns(plans, len(plans) - 1):
+        link = dense_connection(plans[columns.layer].emitted_features, n_classes)
+        parts.append(Part(columns, LayerPlan("current", (n_classes,), link)))
     return tuple(parts)
 
 

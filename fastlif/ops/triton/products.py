@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastlif.ops import dense
 from fastlif.ops.connection import Connection, dense_connection
-from fastlif.ops.plan import LayerPlan
+from fastlif.ops.plan import LayerPlan, SourceColumns, source_columns
 from fastlif.ops.remember import remembered
 from fastlif.ops.triton import pack
 from fastlif.spikes import WORD_STEPS
@@ -52,27 +52,28 @@ def recurrence(plan: LayerPlan, *, inhibitory: bool = False) -> LayerPlan:
 class Source(NamedTuple):
     """What one layer hears of another."""
 
-    layer: int  # in the stack; -1 is the input
+    columns: SourceColumns
     plan: LayerPlan  # the hearing layer as if it heard nothing else
-    first: int  # columns of its flattened weight
-    stop: int
+
+    @property
+    def layer(self) -> int:
+        """Number of the layer that is heard; -1 is the input."""
+        return self.columns.layer
 
     def weight(self, whole: Tensor) -> Tensor:
         """The part of the layer's weight, or of its gradient, that belongs to this source."""
-        return whole.flatten(1)[:, self.first : self.stop]
+        return whole.flatten(1)[:, self.columns.first : self.columns.stop]
 
 
 @remembered
 def sources(plans: tuple[LayerPlan, ...], index: int) -> tuple[Source, ...]:
     """What a layer with synapses hears: the layer before it, then the skips."""
     plan = plans[index]
-    assert plan.feedforward is not None
-    found = [Source(index - 1, plan, 0, plan.feedforward.fan_in)]
-    for layer in plan.skips:
-        link = dense_connection(plans[layer].emitted_features, plan.shape[0])
-        first = found[-1].stop
-        alone = replace(plan, feedforward=link, skips=())
-        found.append(Source(layer, alone, first, first + link.fan_in))
+    before, *skips = source_columns(plans, index)
+    found = [Source(before, plan)]
+    for columns in skips:
+        link = dense_connection(plans[columns.layer].emitted_features, plan.shape[0])
+        found.append(Source(columns, replace(plan, feedforward=link, skips=())))
     return tuple(found)
 
 

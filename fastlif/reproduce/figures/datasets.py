@@ -135,7 +135,7 @@ def _cell(results: Results, column: _Column, condition: str) -> str:
     tested = runs.where(metric="test_accuracy").values()
     known = published("test_accuracy", column.network, condition)
     if tested:
-        here = _percent(Summary.of(tested))
+        here = _percent(Summary.of(tested), len(runs.distinct("label")))
     elif runs.where(status="failed").rows:
         here = "failed"
     elif runs.where(status="skipped").rows:
@@ -146,9 +146,14 @@ def _cell(results: Results, column: _Column, condition: str) -> str:
     return f"{here}\n({there})"
 
 
-def _percent(summary: Summary) -> str:
+def _percent(summary: Summary, n_runs: int) -> str:
+    """Mean and standard deviation over the seeds; how many they are if that is not obvious."""
     mean = f"{100.0 * summary.mean:.1f}"
-    return f"{mean} ± {100.0 * summary.std:.1f}" if summary.n > 1 else f"{mean} (1 seed)"
+    if summary.n > 1:
+        mean = f"{mean} ± {100.0 * summary.std:.1f}"
+    if summary.n < n_runs:
+        return f"{mean} ({summary.n} of {n_runs} seeds)"
+    return mean if summary.n > 1 else f"{mean} (1 seed)"
 
 
 FIGURE_6 = Experiment(

@@ -82,9 +82,13 @@ def _draw_rates(ax: Axes, results: Results) -> None:
         if found:
             epochs = sorted(found, key=lambda key: int(key[0]))
             mean = np.array([found[key].mean for key in epochs])
-            x = [int(key[0]) for key in epochs]
+            # Priming comes first: its epochs count down to the supervised ones.
+            primed = max(curves.where(condition=condition).distinct("priming_epochs"), default=0)
+            x = [int(key[0]) - primed for key in epochs]
             ax.plot(x, mean, color=color, label="neither" if condition == PLAIN else condition)
-    ax.set(xlabel="epoch", ylabel=f"rate of layer {last} (Hz)")
+    if ax.get_xlim()[0] < 0.0:
+        ax.axvline(0.5, color="0.7", lw=0.8, ls=":", zorder=0)
+    ax.set(xlabel="epoch (priming below 1)", ylabel=f"rate of layer {last} (Hz)")
     ax.set_title(f"$\\sigma_U$ = {SMALL:g}", fontsize=7)
     ax.set_ylim(bottom=0.0)
     legend(ax, fontsize=6)

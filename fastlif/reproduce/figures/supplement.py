@@ -65,12 +65,14 @@ def draw_s4(results: Results) -> Figure:
 
 
 def _draw_rates(ax: Axes, results: Results, network: str, conditions: dict[str, str]) -> None:
-    """Mean rate of the hidden layers on test samples, after training."""
+    """Rate on test samples after training, mean over the hidden layers."""
     series = [
         Series(label, {"network": network, "condition": name}, NETWORK_COLORS[i], kaiming=None)
         for i, (name, label) in enumerate(conditions.items())
     ]
-    over_targets(ax, results.table, "test_firing_rate", series)
+    # Over the layers first, so that the band is the seeds'.
+    rates = results.table.where(metric="test_firing_rate", network=network).averaged("layer")
+    over_targets(ax, rates, "test_firing_rate", series)
     ax.axhline(10.0, color="0.7", lw=0.8, ls=":", zorder=0)
     ax.set_ylabel("rate after training (Hz)")
     ax.set_ylim(bottom=0.0)
