@@ -12,10 +12,13 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import fastlif
 from fastlif.cli import app
+from fastlif.files import in_use_by_this_process
 from fastlif.init import psp_integrals, recurrent_distributions
 from fastlif.reproduce import EXPERIMENTS, Experiment, Options, Sources, Table, reproduce
 from fastlif.reproduce import runs as runs_module
+from fastlif.reproduce.experiment import collect
 from fastlif.reproduce.figures.supplement import draw_s5
 from fastlif.reproduce.plan import Plan
 from fastlif.reproduce.runs import Run, outcome, run_arrays, run_rows
@@ -163,6 +166,35 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(
     arguments = ("--only", "a", "--targets", "0.5,1", "--epochs", 2, "--seeds", 1)
     result = command("figS5", *arguments, "--batch-size", 60, "--out", tmp_path)
     assert result.exit_code == 1 and "1 finished, 1 failed" in result.output
+
+
+def test_two_reproductions_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with in_use_by_this_process(tmp_path):
+        result = command("figS5", "--only", "a", *SMALL, "--out", tmp_path)
+    assert result.exit_code == 2 and "is in use by another process" in result.output
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_the_table_says_what_code_made_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = reproduce(EXPERIMENTS["figS5"], options(), Sources(), tmp_path, Quiet())
+    first = Table.read(out.table)
+    assert first.distinct("torch") == [torch.__version__]
+    assert first.distinct("fastlif") == [fastlif.__version__]
+    experiment, sources = EXPERIMENTS["figS5"], Sources()
+    plan = experiment.planned(options())
+    folder = tmp_path / "runs"
+    assert "different versions" not in str(collect(experiment, plan, sources, folder).notes)
+    path = next(folder.glob("*/result.json"))
+    result = json.loads(path.read_text())
+    result["versions"]["commit"] = "1e5"  # looks like a number
+    path.write_text(json.dumps(result))
+    results = collect(experiment, plan, sources, folder)
+    assert any("made by different versions" in note and "1e5" in note for note in results.notes)
+    table = tmp_path / "again.csv"
+    table.write_text(results.table.text())
+    assert "1e5" in Table.read(table).distinct("commit")
 
 
 def test_a_result_outranks_a_failure(tmp_path: Path) -> None:
