@@ -235,6 +235,18 @@ class TestPriming:
             assert run.best_epoch == best_epoch
 
 
+def test_priming_keeps_the_upper_bound(tmp_path: Path) -> None:
+    rates = []
+    for strength in (0.0, 1.0):
+        bounds = Regularization(upper_strength=strength, v_upper=2.0)
+        config = tiny_config("shd-conv1", priming_epochs=20, regularization=bounds)
+        run = Run(config, tiny_task("shd-conv1"), tmp_path / f"{strength}", resume=False)
+        rates.append([run.train_epoch(epoch, None).firing_rates[0] for epoch in range(1, 21)])
+    free, bounded = rates
+    assert free[0] > bounded[0] * 0.5  # from the same start
+    assert bounded[-1] < 0.7 * free[-1]
+
+
 def test_homeostasis_wakes_a_silent_network(tmp_path: Path) -> None:
     tables = []
     for strength in (0.0, 1.0):

@@ -166,7 +166,7 @@ def train(
     priming_epochs: Annotated[
         int,
         typer.Option(
-            help="Epochs on the lower bound alone, at 1 spike, before supervised training.",
+            help="Epochs before the others on the bounds alone, the lower one at 1 spike.",
             rich_help_panel=ACTIVITY,
         ),
     ] = 0,

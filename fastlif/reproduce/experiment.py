@@ -311,6 +311,8 @@ def _differences(runs: list[Run]) -> list[str]:
     }
     if chosen:
         found.append(f"strength of homeostasis, {', '.join(sorted(chosen))}, chosen here")
+    if any(run.config.priming_epochs for run in trained):
+        found.append("the upper bound on firing rates stays during priming")
     rates = {run.config.lr for run in trained if run.config.optimizer == "sgd"}
     if rates:
         found.append(

@@ -49,7 +49,8 @@ class TrainConfig:
     mu_w: float = 0.0
     sigma_w: float | None = None
     distribution: str = "exponential"  # of the weights of layers that obey Dale's law
-    # Epochs before the others on the homeostatic term alone: every neuron is to spike once.
+    # Epochs before the others without the supervised loss: every neuron is to spike once, under the
+    # same upper bound.
     priming_epochs: int = 0
     skip: bool = False  # the readout hears every hidden layer
     rescale_surrogate: bool = False  # the surrogate derivative of a neuron at rest is 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,17 +16,24 @@ from fastlif.models import Regularization
 from fastlif.train.logs import Scores
 
 __all__ = [
-    "HOMEOSTASIS",
     "Meter",
     "Population",
     "penalty",
     "penalty_of",
     "populations",
+    "priming_bounds",
     "split_counts",
 ]
 
-# What a network is primed with: every neuron is to spike in every sample (eq 24).
-HOMEOSTASIS = Regularization(lower_strength=1.0, v_lower=1.0)
+
+def priming_bounds(bounds: Regularization) -> Regularization:
+    """What a network is primed with: every neuron is to spike in every sample (eq 24).
+
+    A run's upper bound stays. Weights that neurons share are pushed up as long as one of the
+    neurons is silent, and some hear no input that could make them fire: the lower bound alone
+    drives the others to 150 Hz, from where supervised training does not come back.
+    """
+    return dataclasses.replace(bounds, lower_strength=1.0, v_lower=1.0)
 
 
 @dataclass(frozen=True)

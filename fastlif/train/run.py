@@ -31,7 +31,7 @@ from fastlif.train.checkpoint import (
 from fastlif.train.config import TrainConfig
 from fastlif.train.initialization import initialize
 from fastlif.train.logs import EpochRecord, Phase, Scores, with_phase, write_csv
-from fastlif.train.objective import HOMEOSTASIS, Meter, penalty, populations, split_counts
+from fastlif.train.objective import Meter, penalty, populations, priming_bounds, split_counts
 from fastlif.train.optimizers import make_optimizer
 from fastlif.train.task import Task
 
@@ -159,7 +159,7 @@ class Run:
     def _priming(self, inputs: PackedSpikes | Tensor, targets: Tensor) -> Tensor:
         """What priming lowers, whatever the targets: they are for the epoch's sums alone."""
         output, counts = self._forward(inputs)
-        loss = penalty(self._bounded(counts), HOMEOSTASIS)
+        loss = penalty(self._bounded(counts), priming_bounds(self.config.regularization))
         assert loss is not None  # its strength is not 0
         cross_entropy = max_over_time_cross_entropy(output.detach(), targets)
         self.meter.add(output, targets, counts, cross_entropy, loss)
