@@ -42,7 +42,7 @@ def in_use_by_this_process(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds the folder.
     """
-    from filelock import FileLock, Timeout  # comes with torch
+    from filelock import FileLock, Timeout  # an import of the training command alone
 
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_NAME, timeout=0)
