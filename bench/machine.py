@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -122,9 +123,13 @@ def _version(package: str) -> str:
 
 
 class OtherPrograms:
-    """Watches how much of the processor other programs use from its creation on."""
+    """Watches how much of the processor other programs use from its creation on.
 
-    def __init__(self) -> None:
+    `own` gives the seconds of processor time that are not others'.
+    """
+
+    def __init__(self, own: Callable[[], float] = time.process_time) -> None:
+        self._own = own
         self._start = self._now()
 
     def share(self) -> float | None:
@@ -135,16 +140,15 @@ class OtherPrograms:
         wall, busy, own = (after - before for before, after in zip(self._start, end, strict=True))
         return max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
 
-    @staticmethod
-    def _now() -> tuple[float, float, float] | None:
-        """Seconds of wall time, of all busy cores together, and of this process."""
+    def _now(self) -> tuple[float, float, float] | None:
+        """Seconds of wall time, of all busy cores together, and of our own."""
         try:
             first_line = Path("/proc/stat").read_text().splitlines()[0]
         except OSError:
             return None
         user, nice, system, _, _, irq, softirq, steal = map(int, first_line.split()[1:9])
         busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-        return time.perf_counter(), busy, time.process_time()
+        return time.perf_counter(), busy, self._own()
 
 
 def _cpu_model() -> str:

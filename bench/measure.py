@@ -1,4 +1,4 @@
-"""Timing and memory of training steps, fastlif's and the loop's in turn."""
+"""Timing and memory of training steps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,11 @@ class Trainer:
     """Training steps that all start from the same weights, so that the firing rates stay."""
 
     def __init__(
-        self, forward: Forward, network: nn.Module, bounds: Regularization, targets: Tensor
+        self,
+        forward: Forward,
+        network: nn.Module,
+        bounds: Regularization | None,
+        targets: Tensor | None,
     ) -> None:
         self.forward = forward
         self.bounds = bounds
@@ -54,27 +59,36 @@ class Trainer:
         self.optimizer = SMORMS3(self.parameters, lr=LEARNING_RATE)
 
     def loss(self, input: Tensor | PackedSpikes) -> Tensor:
-        """Cross-entropy of the maximum over time plus the preset's bounds."""
+        """Cross-entropy of the maximum over time plus the preset's bounds; without, the mean."""
         scores, counts = self.forward(input)
-        loss = max_over_time_cross_entropy(scores, self.targets)
         bounds = self.bounds
+        if bounds is None or self.targets is None:
+            return scores.mean()
+        loss = max_over_time_cross_entropy(scores, self.targets)
         loss = loss + upper_bound(counts, bounds.v_upper, bounds.upper_strength, bounds.upper_per)
         if bounds.lower_strength > 0:
             loss = loss + lower_bound(counts, bounds.v_lower, bounds.lower_strength)
         return loss
 
     def step(self, input: Tensor | PackedSpikes) -> StepTime:
-        """One timed step."""
+        """One timed step; on a GPU every part waits for the device."""
+        wait = _waiting(self.parameters[0].device)
+        wait()
         begin = time.perf_counter()
         loss = self.loss(input)
+        wait()
         forward_done = time.perf_counter()
         loss.backward()
+        wait()
         backward_done = time.perf_counter()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        wait()
         end = time.perf_counter()
         if not math.isfinite(loss.item()):
             raise ValueError(f"the loss of a timed step must be finite, got {loss.item()}")
+        if isinstance(input, Tensor):
+            input.grad = None
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, self.start)
         return StepTime(forward_done - begin, backward_done - forward_done, end - backward_done)
@@ -96,6 +110,13 @@ class Trainer:
         total = sum(sizes.values())
         del loss
         return total
+
+
+def _waiting(device: torch.device) -> Callable[[], None]:
+    """What waits until the device has done what it was given."""
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    return lambda: None
 
 
 @dataclass(frozen=True)
@@ -127,6 +148,45 @@ class StepSpread:
         """Over the repeats."""
         names = ("forward", "backward", "optimizer", "step")
         return StepSpread(*(Spread.of(getattr(time, name) for time in times) for name in names))
+
+
+# Operators that move no data: they make, name or shape tensors.
+BOOKKEEPING = {
+    "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty",
+    "aten::resize_", "aten::set_", "aten::view", "aten::reshape", "aten::_unsafe_view",
+    "aten::as_strided", "aten::expand", "aten::expand_as", "aten::select", "aten::slice",
+    "aten::narrow", "aten::split", "aten::unbind", "aten::t", "aten::transpose", "aten::permute",
+    "aten::squeeze", "aten::unsqueeze", "aten::flatten", "aten::unflatten", "aten::detach",
+    "aten::detach_", "detach", "detach_", "aten::alias", "aten::lift_fresh", "aten::item",
+    "aten::_local_scalar_dense", "aten::result_type", "aten::is_nonzero", "aten::view_as",
+    "aten::to", "aten::contiguous", "aten::resolve_conj", "aten::resolve_neg", "aten::numpy_T",
+}  # fmt: skip
+
+
+def launches(run: Callable[[], object], device: torch.device) -> int | None:
+    """Kernels that a run starts: on a GPU those seen there, on a CPU operators that call no other.
+
+    Operators that only make, name or shape tensors do not count. None if the profiler saw none.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    with profile(activities=activities) as profiler:
+        run()
+        _waiting(device)()
+    events = profiler.events() or []
+    if on_gpu:
+        found = sum(str(event.device_type).endswith("CUDA") for event in events)
+    else:
+        found = sum(_leaves(event) for event in events if event.cpu_parent is None)
+    return found or None
+
+
+def _leaves(event: Any) -> int:
+    below = sum(_leaves(child) for child in event.cpu_children)
+    is_operator = "::" in event.name and not event.name.startswith(("autograd::", "Optimizer"))
+    return below or int(is_operator and event.name not in BOOKKEEPING)
 
 
 def peak_rss(run: Callable[[], object]) -> int | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.check import LOOP_TOLERANCE, CheckFailed, network_plans, network_tensors
-from bench.loop import LoopNetwork, convolved
+from bench.opponents.loop import LoopNetwork, convolved
 from fastlif import PackedSpikes, Sequential
 from fastlif.ops import LayerPlan
 from fastlif.ops.reference import stack
