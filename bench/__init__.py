@@ -1,1 +1,1 @@
-"""Timings of whole training steps against a plain PyTorch loop: `python -m bench`."""
+"""Timings of whole training steps against other libraries: `python -m bench`."""

@@ -6,33 +6,36 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from bench.cases import CASES, Case
+from bench.cases import CASES, DEFAULT_CASES, QUICK_CASES
 from bench.check import CheckFailed
-from bench.floors import Peak, measure_peak
+from bench.floors import measure_peak
 from bench.kernels import ENGINES, report_kernels
 from bench.machine import describe_machine
-from bench.report import case_text, machine_text, result_text, write_json
-from bench.run import Result, run_case
+from bench.opponents import OPPONENTS
+from bench.run import run_case
+from bench.text import case_text, machine_text, opponent_text, result_text, write_json
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
     top = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="name the cases")
+    commands.add_parser("list", help="name the cases and the opponents")
     run = commands.add_parser("run", help="check and time training steps")
-    run.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; default all")
+    run.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    names = ",".join(OPPONENTS)
+    run.add_argument("--opponents", metavar="A,B", help=f"of {names}; default all that are here")
     run.add_argument("--threads", type=int, help="CPU threads (default: 2; 1 with --quick)")
-    run.add_argument("--repeats", type=int, help="timed steps of each kind (default: 7)")
+    run.add_argument("--repeats", type=int, help="timed steps of each side (default: 7)")
     run.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there too")
     run.add_argument(
-        "--quick", action="store_true", help="tiny batches: a check that times nothing useful"
+        "--quick",
+        action="store_true",
+        help="tiny batches, few cases, nothing compiled unless named: a check that times nothing",
     )
     kernels = commands.add_parser("kernels", help="registers and spills of the GPU kernels")
     engines = f"of {', '.join(ENGINES)}; default all"
@@ -40,29 +43,27 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def run_alone(case: Case, repeats: int, peak: Peak) -> Result:
-    """Run a case in a process of its own: memory that another case left would count as its own."""
-    with ProcessPoolExecutor(
-        1, get_context("spawn"), torch.set_num_threads, (torch.get_num_threads(),)
-    ) as process:
-        return process.submit(run_case, case, repeats, peak).result()
+def chosen_opponents(options: argparse.Namespace) -> list[str]:
+    """Opponents by name; exits with a message if one is unknown, or asked for and missing."""
+    if options.opponents is None:
+        left_out = [name for name in OPPONENTS if options.quick and OPPONENTS[name].compiles]
+        return [name for name in OPPONENTS if name not in left_out]
+    names = [name for name in options.opponents.split(",") if name]
+    for name in names:
+        if name not in OPPONENTS:
+            parser().error(f"unknown opponent {name!r}: choose from {', '.join(OPPONENTS)}")
+        reason = OPPONENTS[name].missing()
+        if reason is not None:
+            parser().error(f"opponent {name!r} cannot run here: {reason}")
+    return names
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 1 when a case fails its check."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser().parse_args(given)
-    if options.command == "list":
-        print("\n".join(case_text(case) for case in CASES.values()))
-        return 0
-    if options.command == "kernels":
-        unknown = [name for name in options.engines if name not in ENGINES]
-        if unknown:
-            parser().error(f"unknown engine {unknown[0]!r}: choose from {', '.join(ENGINES)}")
-        return report_kernels(options.engines or list(ENGINES))
+def run_cases(options: argparse.Namespace, command: str) -> int:
+    """`run`; the exit status is 1 when a case fails its check."""
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser().error(f"unknown case {unknown[0]!r}: choose from {', '.join(CASES)}")
+    opponents = chosen_opponents(options)
     defaults = (2, 1) if options.quick else (7, 2)
     repeats, threads = (
         default if value is None else value
@@ -74,18 +75,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine, peak = describe_machine(), measure_peak(quick=options.quick)
     print(machine_text(machine, peak), flush=True)
     results = []
-    for name in options.cases or CASES:
+    for name in options.cases or (QUICK_CASES if options.quick else DEFAULT_CASES):
         case = CASES[name].quick() if options.quick else CASES[name]
         try:
-            results.append(run_alone(case, repeats, peak))
+            results.append(run_case(case, repeats, peak, opponents))
         except CheckFailed as failure:
             print(f"FAILED: {failure}", file=sys.stderr)
             return 1
         print(result_text(results[-1]), flush=True)
     if options.json is not None:
-        command = f"python -m bench {shlex.join(given)}"
         write_json(options.json, command, machine, peak, results)
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 1 when a case fails its check."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(given)
+    if options.command == "list":
+        print("\n".join(case_text(case) for case in CASES.values()))
+        print("\nOpponents:")
+        print("\n".join(opponent_text(name) for name in OPPONENTS))
+        return 0
+    if options.command == "kernels":
+        unknown = [name for name in options.engines if name not in ENGINES]
+        if unknown:
+            parser().error(f"unknown engine {unknown[0]!r}: choose from {', '.join(ENGINES)}")
+        return report_kernels(options.engines or list(ENGINES))
+    return run_cases(options, f"python -m bench {shlex.join(given)}")
 
 
 if __name__ == "__main__":

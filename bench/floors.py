@@ -6,8 +6,9 @@ Counted per sample and step, for exact backpropagation through time:
   density x fan_in per neuron;
 - the input gradient is dense, because the surrogate is nowhere zero: one multiply-add per synapse
   of every layer that is fed by spiking neurons, recurrent synapses among them. The input data needs
-  none. The readout's needs none either: its units share their decays and their gradient enters at
-  one step per class, so what they send back to a neuron is one more pair of leaky sums;
+  none unless it is asked for; then it is floats, read once and its gradient written. The readout's
+  needs none either: its units share their decays and their gradient enters at one step per class,
+  so what they send back to a neuron is one more pair of leaky sums;
 - max pooling takes nothing, and the spikes of a window are counted as if none were at one step;
 - a neuron takes FORWARD_OPERATIONS and BACKWARD_OPERATIONS;
 - a spiking neuron's U - threshold (16 bits) and spike (1 bit) are written once and read once, the
@@ -66,12 +67,14 @@ def count_work(
     densities: Sequence[float],  # spikes per neuron and step: the input, then every spiking layer
     batch: int,
     n_steps: int,
+    *,
+    input_gradient: bool = False,  # of the first layer's input, too
 ) -> Work:
-    """Work of a stack of layers that ends with a readout."""
+    """Work of a stack of layers, the last of which may be a readout."""
     deliveries = dense = neurons = 0.0
     first = plans[0].feedforward
     assert first is not None
-    n_bytes = 2 * math.prod(first.in_shape) / 8
+    n_bytes = math.prod(first.in_shape) * (8 if input_gradient else 2 / 8)
     own_densities = iter(densities)
     density = next(own_densities)  # of the input of the layer
     for index, plan in enumerate(plans):
@@ -87,7 +90,7 @@ def count_work(
         if plan.kind != "lif":
             continue
         n_bytes += 2 * KEPT_BYTES * size
-        if index > 0:
+        if index > 0 or input_gradient:
             dense += synapses
         density = next(own_densities)
         for shape in (plan.recurrent_weight_shape, plan.inhibitory_weight_shape):

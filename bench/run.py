@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from pathlib import Path
 
 from bench.cases import DT, Case, build_network, firing_rates, poisson_input
-from bench.check import CheckResult, check, network_plans
+from bench.check import CheckResult, OpponentCheck, check, network_plans
 from bench.floors import Peak, Work, count_work
-from bench.loop import LoopNetwork
 from bench.machine import OtherPrograms
-from bench.measure import StepSpread, StepTime, Trainer, peak_rss
-from fastlif import PackedSpikes
+from bench.measure import StepSpread, StepTime
+from bench.opponents import OPPONENTS
+from bench.worker import FASTLIF, FASTLIF_FLOAT, SideFailed, Worker, import_seconds, save_network
+
+
+@dataclass(frozen=True)
+class SideResult:
+    """What is reported of fastlif or of an opponent; times in seconds."""
+
+    times: StepSpread  # scaled from `steps` to the steps of the case
+    steps: int  # that were run
+    kept_bytes: int  # by autograd between forward and backward, over `steps`
+    peak_rss: int | None  # bytes, of the whole process during a step
+    launches: int | None  # of a training step over `steps`
+    compile_seconds: float | None
+    import_seconds: float | None  # beyond torch's; None if it imports nothing else
+    difference: str  # "" if it computes what fastlif computes
+    check: OpponentCheck | None  # of opponents
 
 
 @dataclass(frozen=True)
@@ -30,81 +45,71 @@ class Result:
     input_rate: float  # Hz
     firing_rates: list[float]  # Hz, of every spiking layer
     spike_densities: list[float]  # spikes per neuron and step: the input, then every spiking layer
-    packed: StepSpread  # fastlif, input as PackedSpikes
-    dense: StepSpread  # fastlif, input as a float tensor
-    loop: StepSpread  # plain PyTorch, scaled from case.loop_steps to case.n_steps
+    neurons: int  # of all spiking layers
     work: Work
     floor: float
-    kept_bytes: int
-    kept_bytes_per_neuron_step: float
-    loop_kept_bytes_per_neuron_step: float
-    peak_rss: int | None  # bytes, of fastlif's steps with packed input
-    loop_peak_rss: int | None  # of the loop's steps, over case.loop_steps
+    sides: dict[str, SideResult]
+    skipped: dict[str, str]  # opponents that did not run, and why
     others_share: float | None  # of the processor, used by other programs meanwhile
 
     @property
-    def ratio(self) -> float:
-        """How many times longer the loop takes than fastlif, both median."""
-        return self.loop.step.median / self.packed.step.median
+    def fastlif(self) -> SideResult:
+        """fastlif as it is meant to be used."""
+        return self.sides[FASTLIF]
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """How many times longer the sides take than fastlif, all median."""
+        own = self.fastlif.times.step.median
+        return {name: side.times.step.median / own for name, side in self.sides.items()}
 
     @property
     def share_of_floor(self) -> float:
         """Counted floor over measured time."""
-        return self.floor / self.packed.step.median
+        return self.floor / self.fastlif.times.step.median
 
     @property
     def share_of_design_floor(self) -> float | None:
         """Floor of the design over measured time."""
         floor = self.case.design_floor
-        return None if floor is None else floor / self.packed.step.median
+        return None if floor is None else floor / self.fastlif.times.step.median
+
+    def kept_per_neuron_step(self, name: str) -> float:
+        """Bytes that a side keeps for the backward pass, per neuron, sample and step."""
+        side = self.sides[name]
+        return side.kept_bytes / (self.neurons * self.case.batch * side.steps)
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        derived = ("ratio", "share_of_floor", "share_of_design_floor")
+        derived = ("ratios", "share_of_floor", "share_of_design_floor")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 
 
-def run_case(case: Case, repeats: int, peak: Peak) -> Result:
+def run_case(
+    case: Case, repeats: int, peak: Peak, opponents: Sequence[str] = tuple(OPPONENTS)
+) -> Result:
     """Check, then time. Raises CheckFailed instead of giving times of wrong results."""
     input = poisson_input(case)
     model, sigma_u = build_network(case, input)
     checked = check(case, model, input)
-    targets = torch.randint(
-        case.network.n_classes, (case.batch,), generator=torch.Generator().manual_seed(2)
-    )
-    bounds = case.network.regularization
-
-    def forward(spikes: Tensor | PackedSpikes) -> tuple[Tensor, list[Tensor]]:
-        output, _, counts = model(spikes, return_spike_counts=True)
-        return output, counts
-
-    fused = Trainer(forward, model, bounds, targets)
-    loop_model = copy.deepcopy(model)
-    loop = Trainer(LoopNetwork(loop_model), loop_model, bounds, targets)
-
-    # Memory first: the peak must not include the dense input.
-    fused_peak = peak_rss(lambda: fused.step(input))
-    kept = fused.kept_bytes(input)
-    dense_input = input.unpack()
-    loop_input = dense_input[: case.loop_steps]
-    loop_peak = peak_rss(lambda: loop.step(loop_input))
-    loop_kept = loop.kept_bytes(loop_input)
-    fused.step(dense_input)
-
-    others = OtherPrograms()
-    times: dict[str, list[StepTime]] = {"packed": [], "dense": [], "loop": []}
-    for _ in range(repeats):
-        times["packed"].append(fused.step(input))
-        times["dense"].append(fused.step(dense_input))
-        times["loop"].append(loop.step(loop_input).scaled(case.n_steps / case.loop_steps))
-    others_share = others.share()
-
     plans = network_plans(model, input)
+    skipped: dict[str, str] = {}
+    for name in opponents:
+        reason = OPPONENTS[name].missing() or OPPONENTS[name].refuses(plans)
+        if reason is not None:
+            skipped[name] = reason
+    fused = [FASTLIF] if case.input_gradient else [FASTLIF, FASTLIF_FLOAT]
+    names = [*fused, *(name for name in opponents if name not in skipped)]
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "network.pt"
+        save_network(saved, model, input)
+        sides, others_share = _time_sides(case, names, saved, repeats, skipped)
     rates = firing_rates(model, input)
     input_density = input.count() / math.prod(input.shape)
     densities = [input_density, *(rate * DT for rate in rates)]
-    work = count_work(plans, densities, case.batch, case.n_steps)
-    neurons = sum(math.prod(plan.features) for plan in plans if plan.kind == "lif")
+    work = count_work(
+        plans, densities, case.batch, case.n_steps, input_gradient=case.input_gradient
+    )
     return Result(
         case=case,
         repeats=repeats,
@@ -113,15 +118,51 @@ def run_case(case: Case, repeats: int, peak: Peak) -> Result:
         input_rate=input_density / DT,
         firing_rates=rates,
         spike_densities=densities,
-        packed=StepSpread.of(times["packed"]),
-        dense=StepSpread.of(times["dense"]),
-        loop=StepSpread.of(times["loop"]),
+        neurons=sum(math.prod(plan.features) for plan in plans if plan.kind == "lif"),
         work=work,
         floor=work.seconds(peak),
-        kept_bytes=kept,
-        kept_bytes_per_neuron_step=kept / (neurons * case.batch * case.n_steps),
-        loop_kept_bytes_per_neuron_step=loop_kept / (neurons * case.batch * case.loop_steps),
-        peak_rss=fused_peak,
-        loop_peak_rss=loop_peak,
+        sides=sides,
+        skipped=skipped,
         others_share=others_share,
     )
+
+
+def _time_sides(
+    case: Case, names: Sequence[str], saved: Path, repeats: int, skipped: dict[str, str]
+) -> tuple[dict[str, SideResult], float | None]:
+    """The sides in turn, one step at a time; an opponent that fails is added to `skipped`."""
+    with ExitStack() as open_workers:
+        workers: dict[str, Worker] = {}
+        facts = {}
+        for name in names:
+            worker = open_workers.enter_context(Worker(name, case, saved))
+            try:
+                facts[name] = worker.ask("prepare")
+                workers[name] = worker
+            except SideFailed as failure:
+                if name not in OPPONENTS:
+                    raise
+                skipped[name] = f"failed: {failure}"
+        others = OtherPrograms(
+            lambda: sum(worker.ask("processor_seconds") for worker in workers.values())
+        )
+        times: dict[str, list[StepTime]] = {name: [] for name in workers}
+        for _ in range(repeats):
+            for name, worker in workers.items():
+                times[name].append(worker.ask("step"))
+        others_share = others.share()
+    sides = {
+        name: SideResult(
+            times=StepSpread.of(times[name]),
+            import_seconds=_import_seconds(name),
+            difference=OPPONENTS[name].difference if name in OPPONENTS else "",
+            **{field.name: getattr(facts[name], field.name) for field in dataclasses.fields(found)},
+        )
+        for name, found in facts.items()
+    }
+    return sides, others_share
+
+
+def _import_seconds(name: str) -> float | None:
+    module = OPPONENTS[name].imports if name in OPPONENTS else "fastlif"
+    return None if module is None else import_seconds(module)

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.cases import Case
+from bench.check import RATE_FACTOR, OpponentCheck
 from bench.floors import Peak
 from bench.machine import Machine
 from bench.measure import StepSpread
-from bench.run import Result
+from bench.opponents import OPPONENTS
+from bench.run import Result, SideResult
+from bench.worker import FASTLIF
 
 # Above this share of the processor in other programs times are marked: threads that wait for one
-# another lose far more than the share, the loop most of all.
+# another lose far more than the share, loops over time most of all.
 BUSY = 0.05
 
 
@@ -30,8 +33,7 @@ def machine_text(machine: Machine, peak: Peak) -> str:
 
 
 def result_text(result: Result) -> str:
-    """One case, one property a line."""
-    case, check = result.case, result.check
+    """One case: what was checked, then one side a line, then what they cannot do."""
     rates = ", ".join(
         f"{rate:.1f} Hz ({density:.2%})"
         for rate, density in zip(
@@ -39,25 +41,18 @@ def result_text(result: Result) -> str:
         )
     )
     sigma_u = ", ".join(f"{sigma:.2f}" for sigma in result.sigma_u)
-    scale = ""
-    if case.loop_steps != case.n_steps:
-        scale = f", measured over {case.loop_steps} steps and scaled to {case.n_steps}"
     lines = [
         ("checked", _check_text(result)),
         ("spikes", f"input, then layers: {rates}; sigma_u {sigma_u}"),
-        ("fastlif", _times(result.packed, "packed input")),
-        ("fastlif", _times(result.dense, "float input")),
-        ("loop", _times(result.loop, f"plain PyTorch{scale}")),
-        ("ratio", f"the loop takes {result.ratio:.1f} times as long"),
-        ("floor", _floor_text(result)),
-        (
-            "memory",
-            f"kept for backward {result.kept_bytes_per_neuron_step:.3f} bytes per neuron-step "
-            f"(loop {result.loop_kept_bytes_per_neuron_step:.1f}); peak RSS "
-            f"{_gigabytes(result.peak_rss)} (loop over {case.loop_steps} steps "
-            f"{_gigabytes(result.loop_peak_rss)})",
-        ),
     ]
+    for name, side in result.sides.items():
+        lines.append((name, _side_text(result, name, side)))
+        if side.difference:
+            lines.append(("", side.difference))
+        if side.check is not None:
+            lines.append(("", _opponent_check_text(side.check)))
+    lines.append(("floor", _floor_text(result)))
+    lines += [(name, f"skipped: {reason}") for name, reason in result.skipped.items()]
     others = result.others_share
     if others is not None and others > BUSY:
         lines.append(
@@ -66,9 +61,9 @@ def result_text(result: Result) -> str:
                 f"other programs used {others:.0%} of the processor: do not quote these times",
             )
         )
-    head = f"{case.name}: {case.describe()}, {result.repeats} repeats, seconds"
-    assert check.wrong_spikes == 0  # a result exists only where the check has passed
-    return "\n".join([head, *(f"  {label:<8} {text}" for label, text in lines)])
+    head = f"{result.case.name}: {result.case.describe()}, {result.repeats} repeats, seconds"
+    assert result.check.wrong_spikes == 0  # a result exists only where the check has passed
+    return "\n".join([head, *(f"  {label:<16} {text}" for label, text in lines)])
 
 
 def _check_text(result: Result) -> str:
@@ -76,16 +71,47 @@ def _check_text(result: Result) -> str:
     return (
         f"against the float64 reference, {check.samples} samples x {check.steps} steps: no wrong "
         f"spike, output {check.output_error:.1e}, worst gradient {check.gradient_error:.1e} "
-        f"({check.gradient_name}); loop {check.loop_error:.1e}"
+        f"({check.gradient_name})"
     )
 
 
-def _times(times: StepSpread, note: str) -> str:
+def _opponent_check_text(check: OpponentCheck) -> str:
+    text = f"checked: {check.against}"
+    if check.output_error is not None:
+        text += f": output {check.output_error:.1e}, worst gradient {check.gradient_error:.1e}"
+    if check.firing_ratios is not None:
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in check.firing_ratios)
+        text += f"; firing rates {ratios} times fastlif's (allowed: {RATE_FACTOR:g})"
+    return text
+
+
+def _side_text(result: Result, name: str, side: SideResult) -> str:
+    case = result.case
+    notes = [f"{result.ratios[name]:.2f} x fastlif"]
+    if name in OPPONENTS:
+        notes[0] += f", {OPPONENTS[name].title}"
+    else:
+        packed = name == FASTLIF and not case.input_gradient
+        notes[0] = "packed input" if packed else f"{notes[0]}, float input"
+    if side.steps != case.n_steps:
+        notes.append(f"measured over {side.steps} steps and scaled to {case.n_steps}")
+    notes.append(f"kept {result.kept_per_neuron_step(name):.3f} bytes per neuron-step")
+    notes.append(f"peak RSS {_gigabytes(side.peak_rss)}")
+    if side.launches is not None:
+        notes.append(f"{side.launches} launches")
+    if side.compile_seconds is not None:
+        notes.append(f"compiled in {side.compile_seconds:.1f}")
+    if side.import_seconds is not None:
+        notes.append(f"imported in {side.import_seconds:.1f}")
+    return f"{_times(side.times)} ({'; '.join(notes)})"
+
+
+def _times(times: StepSpread) -> str:
     step = times.step
     return (
         f"step {step.median:.4f} [{step.smallest:.4f} - {step.largest:.4f}]: forward "
         f"{times.forward.median:.4f}, backward {times.backward.median:.4f}, optimizer "
-        f"{times.optimizer.median:.4f} ({note})"
+        f"{times.optimizer.median:.4f}"
     )
 
 
@@ -108,7 +134,15 @@ def _gigabytes(size: int | None) -> str:
 
 def case_text(case: Case) -> str:
     """One line of the list of cases."""
-    return f"{case.name:<16} {case.describe()}"
+    return f"{case.name:<20} {case.describe()}"
+
+
+def opponent_text(name: str) -> str:
+    """One line of the list of opponents."""
+    opponent = OPPONENTS[name]
+    reason = opponent.missing()
+    text = opponent.title if not opponent.difference else f"{opponent.title}: {opponent.difference}"
+    return f"{name:<20} {text}" + ("" if reason is None else f" ({reason})")
 
 
 def write_json(

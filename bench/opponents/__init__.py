@@ -43,6 +43,7 @@ class Opponent:
     difference: str = ""  # "" if it computes exactly what fastlif computes
     rule: Rule | None = Rule()  # equations of its neurons; None if they are no neurons
     packages: tuple[str, ...] = ()  # that have to be installed
+    imports: str | None = None  # what of them is imported
     compiles: bool = False  # whether the first step compiles
     convolutions: bool = True
     inhibition: bool = False
@@ -86,10 +87,11 @@ OPPONENTS: dict[str, Opponent] = {
         ),
         Opponent(
             "snntorch",
-            "snnTorch: Synaptic, RSynaptic",
+            "snnTorch: Synaptic",
             "snntorch",
             "SnnTorchNetwork",
             packages=("snntorch",),
+            imports="snntorch",
         ),
         Opponent(
             "spikingjelly",
@@ -98,7 +100,8 @@ OPPONENTS: dict[str, Opponent] = {
             "CurrentNetwork",
             difference="after a spike the membrane integrates again one step earlier; same work",
             rule=Rule(reset_first=True),
-            packages=("spikingjelly", "loguru"),
+            packages=("spikingjelly", "loguru", "scipy"),
+            imports="spikingjelly.activation_based.neuron",
         ),
         Opponent(
             "spikingjelly-lif",
@@ -108,7 +111,8 @@ OPPONENTS: dict[str, Opponent] = {
             difference="no synaptic current, the membrane integrates again one step earlier after "
             "a spike, surrogate gradient 10 times as large; less work",
             rule=Rule(reset_first=True, synaptic_current=False, surrogate_scale=10.0),
-            packages=("spikingjelly", "loguru"),
+            packages=("spikingjelly", "loguru", "scipy"),
+            imports="spikingjelly.activation_based.neuron",
         ),
         Opponent(
             "norse",
@@ -120,6 +124,7 @@ OPPONENTS: dict[str, Opponent] = {
             "layers (no choice there); same work or slightly more",
             rule=Rule(reset_first=True, surrogate_slope=1.0, detach_reset=None),
             packages=("norse", "nir", "nirtorch"),
+            imports="norse.torch",
         ),
         Opponent(
             "lstm",

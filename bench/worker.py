@@ -1,0 +1,201 @@
+"""A side of a case in a process of its own: its own memory, and nothing of the others'."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.cases import Case
+from bench.check import CheckFailed, OpponentCheck, check_opponent
+from bench.machine import ROOT
+from bench.measure import StepTime, Trainer, launches, peak_rss
+from bench.opponents import OPPONENTS
+from fastlif import PackedSpikes, Sequential
+
+FASTLIF, FASTLIF_FLOAT = "fastlif", "fastlif-float"
+
+
+class SideFailed(Exception):
+    """A side stopped with an error of its own."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a side tells of its steps before they are timed."""
+
+    steps: int  # that it runs
+    peak_rss: int | None  # bytes, of the whole process during a step
+    kept_bytes: int  # by autograd between forward and backward
+    launches: int | None  # of a training step over `steps`; None where they cannot be seen
+    compile_seconds: float | None  # of the first step beyond the second; None if nothing compiles
+    check: OpponentCheck | None  # None of fastlif, which has been checked before
+
+
+def save_network(path: Path, model: Sequential, input: PackedSpikes) -> None:
+    """Weights and input, for sides in other processes."""
+    content = {"weights": model.state_dict(), "words": input.words, "n_steps": input.n_steps}
+    torch.save(content | {"features": input.features}, path)
+
+
+class Side:
+    """One way to run a case."""
+
+    def __init__(self, name: str, case: Case, saved: Path) -> None:
+        content = torch.load(saved, weights_only=True)
+        input = PackedSpikes(content["words"], content["n_steps"], tuple(content["features"]))
+        self.name, self.case = name, case
+        self.model = case.build()
+        self.model.load_state_dict(content["weights"])
+        self.packed = input
+        self.is_fastlif = name in (FASTLIF, FASTLIF_FLOAT)
+        self.steps = case.n_steps if self.is_fastlif else case.loop_steps
+        self.input = self._input()
+        network: Any = copy.deepcopy(self.model)
+        forward: Any = _Fused(network)
+        if not self.is_fastlif:
+            network = forward = OPPONENTS[name].build(self.model)
+        self.trainer = Trainer(forward, network, case.bounds, case.targets())
+
+    def _input(self) -> Tensor | PackedSpikes:
+        if self.name == FASTLIF and not self.case.input_gradient:
+            return self.packed
+        spikes = self.packed.unpack()
+        if self.steps != len(spikes):
+            spikes = spikes[: self.steps].clone()
+        return spikes.requires_grad_(self.case.input_gradient)
+
+    def prepare(self) -> Facts:
+        """Everything but the times. Raises CheckFailed where results are wrong."""
+        first = self.trainer.step(self.input).step
+        again: list[StepTime] = []
+        peak = peak_rss(lambda: again.append(self.trainer.step(self.input)))
+        opponent = OPPONENTS.get(self.name)
+        compiles = opponent is not None and opponent.compiles
+        return Facts(
+            steps=self.steps,
+            peak_rss=peak,
+            kept_bytes=self.trainer.kept_bytes(self.input),
+            # What is compiled for a CPU shows no operators.
+            launches=None if compiles else self._launches(),
+            compile_seconds=first - again[0].step if compiles else None,
+            check=self._check(),
+        )
+
+    def _launches(self) -> int | None:
+        return launches(lambda: self.trainer.step(self.input), torch.device("cpu"))
+
+    def _check(self) -> OpponentCheck | None:
+        if self.is_fastlif:
+            return None
+        return check_opponent(self.case, OPPONENTS[self.name], self.model, self.packed)
+
+    def step(self) -> StepTime:
+        """One timed step, scaled to the steps of the case."""
+        return self.trainer.step(self.input).scaled(self.case.n_steps / self.steps)
+
+    def processor_seconds(self) -> float:
+        """Processor time that this process has taken."""
+        return time.process_time()
+
+
+class _Fused:
+    """fastlif's network as a `Forward`."""
+
+    def __init__(self, model: Sequential) -> None:
+        self.model = model
+
+    def __call__(self, spikes: Tensor | PackedSpikes) -> tuple[Tensor, list[Tensor]]:
+        output, _, counts = self.model(spikes, return_spike_counts=True)
+        return output, counts
+
+
+def serve(connection: Connection, name: str, case: Case, saved: Path, threads: int) -> None:
+    """Answer the parent's requests, names of methods of `Side`, until it sends None."""
+    torch.set_num_threads(threads)
+    # The profiler's own messages do not belong into the report.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    side = None
+    while (request := connection.recv()) is not None:
+        try:
+            if side is None:
+                side = Side(name, case, saved)
+            connection.send(("done", getattr(side, request)()))
+        except CheckFailed as failure:
+            connection.send(("wrong", str(failure)))
+        except Exception:
+            connection.send(("failed", traceback.format_exc(limit=-3)))
+
+
+class Worker:
+    """The parent's end of a side; a context in which the process lives."""
+
+    def __init__(self, name: str, case: Case, saved: Path) -> None:
+        context = get_context("spawn")
+        self.name = name
+        self.connection, theirs = context.Pipe()
+        arguments = (theirs, name, case, saved, torch.get_num_threads())
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, request: str) -> Any:
+        """What a method of `Side` returns. Raises CheckFailed or SideFailed."""
+        self.connection.send(request)
+        try:
+            state, answer = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            answer = f"its process ended with exit status {self.process.exitcode}"
+            raise SideFailed(answer) from None
+        if state == "wrong":
+            raise CheckFailed(answer)
+        if state == "failed":
+            raise SideFailed(answer)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        try:
+            self.connection.send(None)
+        except OSError:  # it has ended
+            pass
+        self.process.join()
+        self.connection.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@lru_cache
+def import_seconds(module: str) -> float:
+    """Seconds that importing a module takes in a fresh process that has imported torch."""
+    code = (
+        "import time, torch; begin = time.perf_counter(); "
+        f"import {module}; print('seconds', time.perf_counter() - begin)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return float(answer.stdout.split("seconds")[-1])
