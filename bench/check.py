@@ -53,7 +53,7 @@ class OpponentCheck:
     against: str  # in words
     wrong_spikes: int | None = None  # that differ although |U - threshold| > 1e-5
     output_error: float | None = None  # relative, of scores
-    gradient_error: float | None = None  # the worst, of all parameters
+    gradient_error: float | None = None  # the worst, of the input and all parameters
     firing_ratios: list[float] | None = None  # of spikes over fastlif's, every spiking layer
 
 
@@ -148,7 +148,7 @@ def _check_exactly(
     opponent: Opponent, model: Sequential, plans: Sequence[LayerPlan], spikes: Tensor
 ) -> OpponentCheck:
     """Scores, spike counts and gradients in float64 beside the reference's, neither replayed."""
-    spikes = spikes.double()
+    spikes = spikes.double().requires_grad_()
     ours, theirs = opponent.build(model).double(), copy.deepcopy(model).double()
     scores, counts = ours(spikes)
     expected = stack(spikes, plans, network_tensors(theirs, spikes.shape[1]))
@@ -156,7 +156,8 @@ def _check_exactly(
     output_error = max(relative(a.detach(), b.detach()) for a, b in pairs)
     gradients = [
         torch.autograd.grad(
-            _scalar(output, spike_counts), [p for _, p in sorted(network.named_parameters())]
+            _scalar(output, spike_counts),
+            [spikes, *(p for _, p in sorted(network.named_parameters()))],
         )
         for network, output, spike_counts in (
             (ours.layers, scores, counts),
@@ -178,12 +179,14 @@ def _check_by_replay(
     spikes: Tensor,
 ) -> OpponentCheck:
     network = opponent.build(model)
+    spikes = spikes.clone().requires_grad_()
+    wide_spikes = spikes.detach().double().requires_grad_()
     emitted = network.emitted(spikes)
     n_spiking = sum(plan.kind == "lif" for plan in plans)
     given = [s.detach().double() for s in emitted[:n_spiking]]
     wide = _indexed(copy.deepcopy(model).double())
     tensors = network_tensors(wide, spikes.shape[1])
-    output, counts, membranes = _expected(rule, plans, tensors, spikes.double(), given)
+    output, counts, membranes = _expected(rule, plans, tensors, wide_spikes, given)
     wrong = 0
     spiking = [plan for plan in plans if plan.kind == "lif"]
     for plan, membrane, own in zip(spiking, membranes, given, strict=False):
@@ -194,16 +197,16 @@ def _check_by_replay(
     ours = [theirs[f"layers.{name}"] for name in names]
     scales = getattr(network, "scales", {})
     own_counts = [s.sum(0) for s in emitted[:n_spiking]]
-    gradients = torch.autograd.grad(_scalar(emitted[-1], own_counts), ours)
-    wanted = torch.autograd.grad(_scalar(output, counts), list(wide.parameters()))
+    gradients = torch.autograd.grad(_scalar(emitted[-1], own_counts), [spikes, *ours])
+    wanted = torch.autograd.grad(_scalar(output, counts), [wide_spikes, *wide.parameters()])
     errors = [
         relative(gradient * scales.get(f"layers.{name}", 1.0), other)
-        for name, gradient, other in zip(names, gradients, wanted, strict=True)
+        for name, gradient, other in zip(["input", *names], gradients, wanted, strict=True)
     ]
     firing = None
     if not rule.is_fastlif:
         with torch.no_grad():
-            reference = stack(spikes.double(), plans, tensors).spike_counts
+            reference = stack(wide_spikes, plans, tensors).spike_counts
         firing = [
             float(s.sum()) / max(1.0, float(count.sum()))
             for s, count in zip(given, reference, strict=True)
