@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.cases import DT, Case, build_network, firing_rates, poisson_input
 from bench.check import CheckResult, OpponentCheck, check, network_plans
@@ -16,7 +17,15 @@ from bench.floors import Peak, Work, count_work
 from bench.machine import OtherPrograms
 from bench.measure import StepSpread, StepTime
 from bench.opponents import OPPONENTS
-from bench.worker import FASTLIF, FASTLIF_FLOAT, SideFailed, Worker, import_seconds, save_network
+from bench.worker import (
+    FASTLIF,
+    FASTLIF_FLOAT,
+    Facts,
+    SideFailed,
+    Worker,
+    import_seconds,
+    save_network,
+)
 
 
 @dataclass(frozen=True)
@@ -131,34 +140,45 @@ def _time_sides(
     case: Case, names: Sequence[str], saved: Path, repeats: int, skipped: dict[str, str]
 ) -> tuple[dict[str, SideResult], float | None]:
     """The sides in turn, one step at a time; an opponent that fails is added to `skipped`."""
+    workers: dict[str, Worker] = {}
+    times: dict[str, list[StepTime]] = {}
+    facts: dict[str, Facts] = {}
+
+    def ask(name: str, request: str) -> Any:
+        """The answer; None where an opponent has failed, which then is out."""
+        try:
+            return workers[name].ask(request)
+        except SideFailed as failure:
+            if name not in OPPONENTS:
+                raise
+            skipped[name] = f"failed: {failure}"
+            workers.pop(name).close()
+            return None
+
     with ExitStack() as open_workers:
-        workers: dict[str, Worker] = {}
-        facts = {}
         for name in names:
-            worker = open_workers.enter_context(Worker(name, case, saved))
-            try:
-                facts[name] = worker.ask("prepare")
-                workers[name] = worker
-            except SideFailed as failure:
-                if name not in OPPONENTS:
-                    raise
-                skipped[name] = f"failed: {failure}"
+            workers[name] = open_workers.enter_context(Worker(name, case, saved))
+            found = ask(name, "prepare")
+            if found is not None:
+                facts[name], times[name] = found, []
         others = OtherPrograms(
             lambda: sum(worker.ask("processor_seconds") for worker in workers.values())
         )
-        times: dict[str, list[StepTime]] = {name: [] for name in workers}
         for _ in range(repeats):
-            for name, worker in workers.items():
-                times[name].append(worker.ask("step"))
+            for name in list(workers):
+                step = ask(name, "step")
+                if step is not None:
+                    times[name].append(step)
         others_share = others.share()
     sides = {
         name: SideResult(
             times=StepSpread.of(times[name]),
             import_seconds=_import_seconds(name),
             difference=OPPONENTS[name].difference if name in OPPONENTS else "",
-            **{field.name: getattr(facts[name], field.name) for field in dataclasses.fields(found)},
+            **vars(facts[name]),
         )
-        for name, found in facts.items()
+        for name in facts
+        if name not in skipped
     }
     return sides, others_share
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import subprocess
@@ -154,10 +155,10 @@ class Worker:
 
     def ask(self, request: str) -> Any:
         """What a method of `Side` returns. Raises CheckFailed or SideFailed."""
-        self.connection.send(request)
         try:
+            self.connection.send(request)
             state, answer = self.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self.process.join()
             answer = f"its process ended with exit status {self.process.exitcode}"
             raise SideFailed(answer) from None
@@ -168,11 +169,9 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process."""
-        try:
+        """End the process, if it has not ended."""
+        with contextlib.suppress(OSError):  # raised by a connection that has an end no more
             self.connection.send(None)
-        except OSError:  # it has ended
-            pass
         self.process.join()
         self.connection.close()
 

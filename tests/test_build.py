@@ -61,8 +61,10 @@ def test_the_package_has_the_project_version():
 
 def test_every_direct_dependency_is_pinned():
     project = (ROOT / "pyproject.toml").read_text()
-    lists = re.findall(r"^(?:requires|dependencies|train|test|dev) = (\[.*\])$", project, re.M)
-    assert len(lists) == 5
+    lists = re.findall(
+        r"^(?:requires|dependencies|train|test|bench|dev) = (\[.*\])$", project, re.M
+    )
+    assert len(lists) == 6
     names = {
         re.split(r"[\[>=<]", item)[0] for text in lists for item in re.findall('"(.*?)"', text)
     }
