@@ -227,9 +227,7 @@ CASES: dict[str, Case] = {
 LARGE = ("linear-lif-16384",)
 DEFAULT_CASES = tuple(name for name in CASES if name not in LARGE)
 # What `--quick` runs unless cases are named: every kind of layer.
-QUICK_CASES = (
-    "dense-recurrent", "shd-conv3", "dalian-dense", "cifar-conv4", "layer-conv1d", "density-20",
-)  # fmt: skip
+QUICK_CASES = ("dense-recurrent", "shd-conv3", "dalian-dense", "layer-conv2d")
 
 
 def poisson_input(case: Case) -> PackedSpikes:

@@ -71,19 +71,14 @@ class Trainer:
         return loss
 
     def step(self, input: Tensor | PackedSpikes) -> StepTime:
-        """One timed step; on a GPU every part waits for the device."""
-        wait = _waiting(self.parameters[0].device)
-        wait()
+        """One timed step."""
         begin = time.perf_counter()
         loss = self.loss(input)
-        wait()
         forward_done = time.perf_counter()
         loss.backward()
-        wait()
         backward_done = time.perf_counter()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        wait()
         end = time.perf_counter()
         if not math.isfinite(loss.item()):
             raise ValueError(f"the loss of a timed step must be finite, got {loss.item()}")
@@ -110,13 +105,6 @@ class Trainer:
         total = sum(sizes.values())
         del loss
         return total
-
-
-def _waiting(device: torch.device) -> Callable[[], None]:
-    """What waits until the device has done what it was given."""
-    if device.type == "cuda":
-        return lambda: torch.cuda.synchronize(device)
-    return lambda: None
 
 
 @dataclass(frozen=True)
@@ -163,24 +151,17 @@ BOOKKEEPING = {
 }  # fmt: skip
 
 
-def launches(run: Callable[[], object], device: torch.device) -> int | None:
-    """Kernels that a run starts: on a GPU those seen there, on a CPU operators that call no other.
+def launches(run: Callable[[], object]) -> int:
+    """Operators that a run on a CPU starts and that call no other, by torch's profiler.
 
-    Operators that only make, name or shape tensors do not count. None if the profiler saw none.
+    Those that only make, name or shape tensors do not count.
     """
     from torch.profiler import ProfilerActivity, profile
 
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
-    with profile(activities=activities) as profiler:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         run()
-        _waiting(device)()
     events = profiler.events() or []
-    if on_gpu:
-        found = sum(str(event.device_type).endswith("CUDA") for event in events)
-    else:
-        found = sum(_leaves(event) for event in events if event.cpu_parent is None)
-    return found or None
+    return sum(_leaves(event) for event in events if event.cpu_parent is None)
 
 
 def _leaves(event: Any) -> int:

@@ -91,13 +91,10 @@ class Side:
             peak_rss=peak,
             kept_bytes=self.trainer.kept_bytes(self.input),
             # What is compiled for a CPU shows no operators.
-            launches=None if compiles else self._launches(),
+            launches=None if compiles else launches(lambda: self.trainer.step(self.input)),
             compile_seconds=first - again[0].step if compiles else None,
             check=self._check(),
         )
-
-    def _launches(self) -> int | None:
-        return launches(lambda: self.trainer.step(self.input), torch.device("cpu"))
 
     def _check(self) -> OpponentCheck | None:
         if self.is_fastlif:

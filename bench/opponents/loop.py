@@ -83,9 +83,6 @@ class LoopNetwork(nn.Module):
         """Feed-forward current of every step."""
         if len(plan.features) == 1:
             return F.linear(spikes.flatten(2), layer.weight, layer.bias)
-        if spikes.is_cuda:  # there a launch costs more than memory does
-            whole = convolved(plan, layer, spikes.flatten(0, 1))
-            return whole.unflatten(0, spikes.shape[:2])
         return (convolved(plan, layer, step) for step in spikes.unbind(0))
 
     def spikes_of(
