@@ -1,4 +1,4 @@
-"""Command line: `python -m bench list`, `run [CASE ...]` or `kernels [ENGINE ...]`."""
+"""Command line: `python -m bench list`, `run`, `growth`, `compare`, `report` or `kernels`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from bench import compare, growth, readme
 from bench.cases import CASES, DEFAULT_CASES, QUICK_CASES
 from bench.check import CheckFailed
 from bench.floors import measure_peak
@@ -40,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     kernels = commands.add_parser("kernels", help="registers and spills of the GPU kernels")
     engines = f"of {', '.join(ENGINES)}; default all"
     kernels.add_argument("engines", nargs="*", metavar="ENGINE", help=engines)
+    for module in (growth, compare, readme):
+        module.add_parser(commands)
     return top
 
 
@@ -92,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 1 when a case fails its check."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(given)
+    if hasattr(options, "main"):
+        return options.main(options, given)
     if options.command == "list":
         print("\n".join(case_text(case) for case in CASES.values()))
         print("\nOpponents:")

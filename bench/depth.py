@@ -1,0 +1,231 @@
+"""How deep a network trains within a given amount of memory: `python -m bench growth layers`.
+
+The network begins like the preset shd-conv10: kernel 5, stride 2, 16 and 32 channels, then 64. The
+preset's stride of 2 halves the length until it is 1, after which a layer costs next to nothing; so
+every layer behind the first one of 64 channels has stride 1 and keeps its length of 88, 5632
+neurons, unless `--deep-stride 2` asks for the preset's.
+
+The limit holds for the whole process, PyTorch, data and parameters included: its data segment
+(RLIMIT_DATA) and its largest resident size must both stay below. A depth is counted first: the
+bytes that autograd keeps for one sample, times the batch, plus what a step takes beside (PyTorch,
+parameters, gradients), which is a line through real steps of two shallow networks. Then real steps,
+each in a process of its own, look for a depth that fits while the next one does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bench.alone import Died, alone
+from bench.measure import peak_rss
+from bench.points import SIDES, Network, trainer_and_input
+from fastlif.models import ConvSize, preset
+
+GIB = 1 << 30
+SPARE_BYTES = GIB // 2  # for the rest of the system
+SHALLOW = 3, 5  # layers of the networks whose working memory is measured
+MOST_LAYERS = 4096
+# What PyTorch's allocator and oneDNN say when they get no memory.
+NO_MEMORY = ("can't allocate memory", "could not create a primitive")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is looked for: most layers of `deep_network` that fit."""
+
+    limit: int  # bytes
+    batch: int = 100
+    n_steps: int = 350
+    features: tuple[int, ...] = (1, 700)
+    deep_stride: int = 1
+
+    def network(self, n_layers: int) -> Network:
+        """The network of `n_layers` recurrent layers."""
+        hidden = deep_layers(n_layers, self.deep_stride)
+        return Network(self.features, hidden, self.batch, self.n_steps)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One real training step under the limit."""
+
+    n_layers: int
+    fits: bool
+    peak_rss: int | None  # bytes; None where the process was refused memory
+    reason: str  # why it does not fit
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The answer for one side."""
+
+    n_layers: int | None  # None: no step was confirmed to fit in the time there was
+    is_largest: bool  # whether a step with one layer more was tried and did not fit
+    counted: int
+    attempts: list[Attempt]
+
+
+def deep_layers(n_layers: int, deep_stride: int) -> tuple[ConvSize, ...]:
+    """The first layers of preset shd-conv10, then more like its deep ones."""
+    *narrow, wide = preset("shd-conv10").hidden[:3]
+    assert isinstance(wide, ConvSize)
+    deep = dataclasses.replace(wide, stride=deep_stride)
+    return (*narrow, wide, *[deep] * (n_layers - 3))[:n_layers]  # type: ignore[return-value]
+
+
+def counted_bytes(search: Search, n_layers: int, side: str) -> int:
+    """Bytes kept for backward and of the float or packed input, from one sample of the batch."""
+    network = search.network(n_layers).with_input(1, search.n_steps)
+    trainer, input = trainer_and_input(network, network.build(), side)
+    words = input if isinstance(input, torch.Tensor) else input.words
+    return (trainer.kept_bytes(input) + words.nbytes) * search.batch
+
+
+def step_bytes(search: Search, n_layers: int, side: str) -> int:
+    """Largest resident size of this process during one step of the whole batch."""
+    return _step(search, n_layers, side) or 0
+
+
+def limited_step(search: Search, n_layers: int, side: str) -> Attempt:
+    """One step of the whole batch in this process, which is limited from here on."""
+    resource.setrlimit(resource.RLIMIT_DATA, (search.limit, search.limit))
+    try:
+        peak = _step(search, n_layers, side)
+    except MemoryError as error:
+        return Attempt(n_layers, False, None, f"out of memory: {error}")
+    except RuntimeError as error:
+        if not any(text in str(error) for text in NO_MEMORY):
+            raise
+        return Attempt(n_layers, False, None, f"out of memory: {str(error).splitlines()[0]}")
+    assert peak is not None  # Linux: RLIMIT_DATA counts nothing useful elsewhere
+    fits = peak <= search.limit
+    return Attempt(n_layers, fits, peak, "" if fits else "resident size above the limit")
+
+
+def _step(search: Search, n_layers: int, side: str) -> int | None:
+    # The layers' own default weights: memory does not depend on how often neurons fire.
+    network = search.network(n_layers)
+    trainer, input = trainer_and_input(network, network.build(), side)
+    return peak_rss(lambda: trainer.step(input))
+
+
+def attempt(search: Search, n_layers: int, side: str) -> Attempt:
+    """`limited_step` in a process of its own."""
+    try:
+        return alone(limited_step, search, n_layers, side)
+    except Died as death:
+        # bad_alloc in a kernel's thread aborts, and the system may kill what takes its memory.
+        return Attempt(n_layers, False, None, str(death))
+
+
+def largest(fits: Callable[[int], bool], most: int = MOST_LAYERS) -> int:
+    """Largest n >= 0 with fits(n), by doubling and bisection; fits must fall, and fits(0) hold."""
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def search_depth(search: Search, side: str, deadline: float) -> Depth:
+    """Count, then confirm by real steps until `deadline` (of time.monotonic) at most.
+
+    ValueError where the machine has less free memory than the limit.
+    """
+    if side not in SIDES:
+        raise ValueError(f"side must be one of {', '.join(SIDES)}; got {side!r}")
+    available = available_bytes()
+    if available < search.limit + SPARE_BYTES:
+        raise ValueError(
+            f"a limit of {search.limit / GIB:.1f} GiB needs {SPARE_BYTES / GIB:.1f} GiB more of "
+            f"free memory, there are {available / GIB:.1f} GiB: see --memory"
+        )
+    beside = _line_beside(search, side)
+    counted = largest(lambda n: alone(counted_bytes, search, n, side) + beside(n) <= search.limit)
+    attempts: dict[int, Attempt] = {}
+
+    def fits(n_layers: int) -> bool:
+        attempts[n_layers] = attempt(search, n_layers, side)
+        return attempts[n_layers].fits
+
+    best, is_largest = confirm(max(1, counted), fits, lambda: time.monotonic() > deadline)
+    return Depth(best, is_largest, counted, list(attempts.values()))
+
+
+def _line_beside(search: Search, side: str) -> Callable[[int], float]:
+    """Bytes that a step takes beside what autograd keeps, by the number of layers."""
+    found = [
+        alone(step_bytes, search, n, side) - alone(counted_bytes, search, n, side) for n in SHALLOW
+    ]
+    slope = (found[1] - found[0]) / (SHALLOW[1] - SHALLOW[0])
+    return lambda n_layers: found[0] + slope * (n_layers - SHALLOW[0])
+
+
+def confirm(
+    guess: int, fits: Callable[[int], bool], is_over: Callable[[], bool]
+) -> tuple[int | None, bool]:
+    """The largest n >= 1 that fits and whether n + 1 was tried, starting from a good guess.
+
+    Walks from the guess in growing strides until one number fits and one does not, then halves.
+    Ends early when `is_over`; 0 where even 1 does not fit, None where it is not known.
+    """
+    low: int | None = None  # the largest that fits
+    high: int | None = None  # the smallest that does not
+    n, stride = guess, 1
+    while not is_over():
+        low, high = (n, high) if fits(n) else (low, n)
+        if high == 1:
+            return 0, True
+        if low is not None and high is not None:
+            if high - low == 1:
+                return low, True
+            n = (low + high) // 2
+            continue
+        n = max(1, n + stride if high is None else n - stride)
+        stride *= 2
+    return low, False
+
+
+def quick_search() -> Search:
+    """A small one: few neurons, and a limit not far above what one layer takes."""
+    small = Search(0, batch=10, n_steps=32, features=(1, 88))
+    return dataclasses.replace(small, limit=alone(_size_after_a_step, small) + 24 * (1 << 20))
+
+
+def _size_after_a_step(search: Search) -> int:
+    """Largest resident size of this process, or its data segment where that is larger."""
+    peak = max(_step(search, 1, side) or 0 for side in SIDES)
+    status = Path("/proc/self/status").read_text().splitlines()
+    return max(peak, *(int(one.split()[1]) * 1024 for one in status if one.startswith("VmData:")))
+
+
+def available_bytes() -> float:
+    """Memory that processes can still take; without a limit outside Linux."""
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return math.inf
+    lines = path.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def depth_text(side: str, depth: Depth, limit: int) -> str:
+    """One line."""
+    if depth.n_layers is None:
+        return f"  {side:<8} none confirmed, {depth.counted} by count"
+    tried = ", ".join(
+        f"{one.n_layers}: {f'{one.peak_rss / GIB:.2f} GiB' if one.peak_rss else 'refused'}"
+        for one in depth.attempts
+    )
+    bound = "" if depth.is_largest else "at least "
+    return f"  {side:<8} {bound}{depth.n_layers} layers within {limit / GIB:.2f} GiB ({tried})"

@@ -1,0 +1,301 @@
+"""`python -m bench report`: the README's account of speed and its plots, from bench/results/*.json.
+
+Every number between the two markers in README.md comes from these files, and so do the plots. A
+file of `python -m bench run --json` becomes a table, one of `python -m bench growth --json` a list
+of slopes and depths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.machine import ROOT
+from bench.plots import draw, fingerprint, made_from
+
+RESULTS = ROOT / "bench" / "results"
+README = ROOT / "README.md"
+BEGIN = "<!-- speed: begin; written by `python -m bench report` -->"
+END = "<!-- speed: end -->"
+OWN = ("fastlif", "fastlif-packed", "fastlif-float")  # names of sides; the first one there counts
+YARDSTICKS = ("lstm",)  # compared with, but no opponent: another network
+BUSY = 0.05  # share of the processor in other programs above which times are marked
+TITLES = {
+    "loop": "plain loop",
+    "loop-compiled": "compiled loop",
+    "snntorch": "snnTorch",
+    "spikingjelly": "SpikingJelly",
+    "norse": "Norse",
+    "lstm": "LSTM",
+}
+
+Content = dict[str, Any]
+
+
+class BadResults(Exception):
+    """Results or a README that no report can be made of."""
+
+
+def read_results(folder: Path) -> dict[str, Content]:
+    """Contents of all JSON files of a folder by name without ending, in order of their names."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text())
+        cases = content.get("cases")
+        new = "series" in content if cases is None else all("sides" in case for case in cases)
+        if not new:
+            raise BadResults(
+                f"{path} has another form than `python -m bench run` and `growth` write: "
+                "run its command again"
+            )
+        found[path.stem] = content
+    if not found:
+        raise BadResults(f"{folder} has no results: python -m bench run --json FILE")
+    return found
+
+
+def own_side(sides: Content) -> Content:
+    """fastlif's numbers, with packed input where both were measured."""
+    for name in OWN:
+        if name in sides:
+            return sides[name]
+    raise BadResults(f"no side is fastlif's: {', '.join(sides)}")
+
+
+def opponents(case: Content) -> dict[str, Content]:
+    """The other sides of a case."""
+    return {name: side for name, side in case["sides"].items() if name not in OWN}
+
+
+def median(side: Content, part: str = "step") -> float:
+    """Seconds."""
+    return side["times"][part]["median"]
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits in milliseconds or seconds."""
+    if seconds < 0.9995:
+        milliseconds = 1e3 * seconds
+        return (
+            f"{milliseconds:.{0 if milliseconds >= 99.5 else 1 if milliseconds >= 9.95 else 2}f} ms"
+        )
+    return f"{seconds:.{2 if seconds < 9.995 else 1}f} s"
+
+
+def bytes_text(size: float | None) -> str:
+    """Megabytes or gigabytes."""
+    if size is None:
+        return "unknown"
+    return f"{1e-9 * size:.2f} GB" if size >= 1e9 else f"{1e-6 * size:.0f} MB"
+
+
+def title(side: str) -> str:
+    """A side as tables and plots name it."""
+    return TITLES.get(side, side)
+
+
+def machine_text(content: Content) -> str:
+    """One sentence on where and with what the numbers were made."""
+    machine = content["machine"]
+    where = machine.get("cpu", "unknown")
+    if "threads" in machine:
+        where = f"{machine['threads']} threads, {machine['isa']}, {where}"
+    if "name" in machine:
+        where = f"{machine['name']}, {where}"
+    return f"{where}; torch {machine['torch']}, commit {machine['commit']}; `{content['command']}`."
+
+
+def run_table(content: Content) -> str:
+    """The cases of a run: fastlif's times, the others' and by how much these are longer."""
+    names = list(dict.fromkeys(name for case in content["cases"] for name in opponents(case)))
+    head = ["one training step", "batch, steps", "fastlif", *map(title, names)]
+    head += ["fastest opponent", "share of floor", "peak memory", "of the opponents, least"]
+    rows = [_row(case, names) for case in content["cases"]]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _row(case: Content, names: Sequence[str]) -> list[str]:
+    sizes, own, others = case["case"], own_side(case["sides"]), opponents(case)
+    step = own["times"]["step"]
+    spread = f"{seconds_text(step['smallest'])} - {seconds_text(step['largest'])}"
+    row = [
+        sizes["name"] + (" (busy machine)" if (case.get("others_share") or 0.0) > BUSY else ""),
+        f"{sizes['batch']}, {sizes['n_steps']}",
+        f"{seconds_text(median(own))} [{spread}]",
+    ]
+    for name in names:
+        side = others.get(name)
+        row.append("-" if side is None else f"{seconds_text(median(side))}, {_ratio(own, side)}")
+    rivals = {name: side for name, side in others.items() if name not in YARDSTICKS}
+    fastest = min(rivals.values(), key=median, default=None)
+    row.append("-" if fastest is None else f"**{_ratio(own, fastest)}**")
+    row.append(f"{case['floor'] / median(own):.0%}")
+    row.append(bytes_text(own["peak_rss"]))
+    return [*row, _least_memory(rivals, sizes["n_steps"])]
+
+
+def _ratio(own: Content, other: Content) -> str:
+    return f"{median(other) / median(own):.1f}x"
+
+
+def _least_memory(sides: dict[str, Content], n_steps: int) -> str:
+    """The smallest peak, with the steps it belongs to where they are not all."""
+    known = [side for side in sides.values() if side["peak_rss"] is not None]
+    if not known:
+        return "-"
+    least = min(known, key=lambda side: side["peak_rss"])
+    steps = least.get("steps", n_steps)
+    return bytes_text(least["peak_rss"]) + ("" if steps == n_steps else f" ({steps} steps)")
+
+
+def run_notes(content: Content) -> list[str]:
+    """What has no room in the table: other equations, fewer steps, compilation, what is missing."""
+    notes: dict[str, None] = {}
+    for case in content["cases"]:
+        for name, side in opponents(case).items():
+            if side.get("difference"):
+                notes[f"{title(name)}: {side['difference']}."] = None
+            steps = side.get("steps", case["case"]["n_steps"])
+            if steps != case["case"]["n_steps"]:
+                text = (
+                    f"{case['case']['name']}, {title(name)}: timed over {steps} steps and scaled."
+                )
+                notes[text] = None
+            if side.get("compile_seconds"):
+                seconds = seconds_text(side["compile_seconds"])
+                notes[f"{case['case']['name']}, {title(name)}: compiled in {seconds}."] = None
+        for name, reason in case.get("skipped", {}).items():
+            notes[f"{case['case']['name']}, {title(name)}: {reason}."] = None
+    return list(notes)
+
+
+def growth_table(content: Content) -> str:
+    """The slopes of all series."""
+    sides = list(dict.fromkeys(side for one in content["series"] for side in one["slope"]))
+    lines = [["a step's time over", "from", "to", *map(title, sides)], ["---"] * (3 + len(sides))]
+    for series in content["series"]:
+        values = [point["value"] for point in series["points"]]
+        row = [series["variable"], f"{min(values):g}", f"{max(values):g}"]
+        for side in sides:
+            reached = [point["value"] for point in series["points"] if side in point["sides"]]
+            slope = series["slope"].get(side)
+            cell = "-" if slope is None else f"{slope:.2f}"
+            up_to = slope is not None and max(reached) < max(values)
+            row.append(f"{cell} (up to {max(reached):g})" if up_to else cell)
+        lines.append(row)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def depth_text(content: Content) -> str:
+    """How many layers fit, in a sentence."""
+    search, parts = content["layers"]["search"], []
+    for side, depth in content["layers"]["sides"].items():
+        if depth["n_layers"] is None:
+            parts.append(f"{title(side)} none that was confirmed")
+        else:
+            at_least = "" if depth["is_largest"] else "at least "
+            parts.append(f"{title(side)} {at_least}**{depth['n_layers']}**")
+    return (
+        f"Recurrent conv layers whose training step fits into {search['limit'] / (1 << 30):g} GiB "
+        f"(width 64, batch {search['batch']}, {search['n_steps']} steps): {', '.join(parts)}."
+    )
+
+
+def speed_text(results: dict[str, Content], folder: str) -> str:
+    """All that stands between the markers; `folder` holds the plots, relative to the README."""
+    parts = []
+    for name, content in results.items():
+        if content.get("cases"):
+            notes = [f"- {note}" for note in run_notes(content)]
+            parts += [run_table(content), _columns_text() + machine_text(content)]
+            parts += ["\n".join(notes)] if notes else []
+        if content.get("series"):
+            parts += [growth_table(content), "Log-log slopes. " + machine_text(content)]
+        if "layers" in content:
+            parts.append(depth_text(content))
+        parts += [f"![{alt}]({folder}/{file})" for file, alt in plot_files(name, content).items()]
+    return "\n\n".join(parts)
+
+
+def _columns_text() -> str:
+    return (
+        "Medians, fastlif's with the smallest and the largest; of the others also how many times "
+        "longer they take. Peak memory is that of the whole process. "
+    )
+
+
+def plot_files(name: str, content: Content) -> dict[str, str]:
+    """Names of the plots of a results file and what they show."""
+    files = {}
+    if content.get("cases"):
+        files[f"{name}-ratios.svg"] = "How many times longer other libraries take"
+    if content.get("series"):
+        files[f"{name}-time.svg"] = "Time of a training step over its sizes"
+        files[f"{name}-memory.svg"] = "Memory of a training step over depth"
+    return files
+
+
+def replaced(readme: str, text: str) -> str:
+    """The README with `text` between the markers; BadResults unless each marker is there once."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise BadResults(f"the README must have one line {BEGIN!r} and one {END!r} behind it")
+    before, _, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise BadResults(f"the README's line {END!r} must stand behind {BEGIN!r}")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def add_parser(commands: Any) -> None:
+    """The subcommand `report`."""
+    command = commands.add_parser("report", help="write the README's speed table and plots")
+    command.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON files")
+    command.add_argument("--readme", type=Path, default=README, help="file with the markers")
+    command.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 if something is stale"
+    )
+    command.set_defaults(main=main)
+
+
+def main(options: argparse.Namespace, given: Sequence[str]) -> int:
+    """Write the report, or look whether it is what the results give."""
+    try:
+        results = read_results(options.results)
+        readme = options.readme.read_text()
+        folder = _relative(options.results, options.readme.parent)
+        expected = replaced(readme, speed_text(results, folder))
+    except (BadResults, OSError) as problem:
+        print(f"report: {problem}", file=sys.stderr)
+        return 1
+    if options.check:
+        stale = [str(options.readme)] if expected != readme else []
+        stale += [str(path) for path in stale_plots(results, options.results)]
+        for one in stale:
+            print(f"stale: {one}: run `python -m bench report`", file=sys.stderr)
+        return 1 if stale else 0
+    for name, content in results.items():
+        draw(name, content, plot_files(name, content), options.results)
+    options.readme.write_text(expected)
+    return 0
+
+
+def stale_plots(results: dict[str, Content], folder: Path) -> list[Path]:
+    """Plots that are missing or were made from other results."""
+    stale = []
+    for name, content in results.items():
+        for file in plot_files(name, content):
+            if made_from(folder / file) != fingerprint(content):
+                stale.append(folder / file)
+    return stale
+
+
+def _relative(folder: Path, start: Path) -> str:
+    resolved = folder.resolve()
+    if start.resolve() not in resolved.parents:
+        raise BadResults(f"the results must be in a folder below the README's, {start}")
+    return resolved.relative_to(start.resolve()).as_posix()
