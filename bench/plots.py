@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 SERIES_SHOWN = ("time", "batch", "neurons", "depth", "width", "density")
@@ -74,9 +75,12 @@ def ratios(content: Content) -> Figure:
                 places.append(place + (index - (len(names) - 1) / 2) * width)
                 heights.append(median(side) / median(own_side(case["sides"])))
         color = CYCLE[1:][index % (len(CYCLE) - 1)]
-        axes.bar(places, heights, width, label=title(name), color=color)
+        bars = axes.bar(places, heights, width, label=title(name), color=color)
+        axes.bar_label(bars, fmt="%.1f", fontsize=5.0)
     axes.axhline(1.0, color=BLACK, linewidth=0.6)
     axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
+    axes.margins(y=0.15)
     axes.set_xticks(range(len(cases)), [case["case"]["name"] for case in cases], rotation=20)
     axes.set_ylabel("training step, times fastlif's")
     axes.legend(ncols=3)
@@ -147,4 +151,17 @@ def _lines(
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    values = [point["value"] for point in series["points"]]
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks([], minor=True)
+    _plain_numbers(axes.yaxis)
     axes.set_xlabel(series["variable"])
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, 0.02 and not 2 x 10^-2; fewer over many decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

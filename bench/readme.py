@@ -90,7 +90,9 @@ def bytes_text(size: float | None) -> str:
     """Megabytes or gigabytes."""
     if size is None:
         return "unknown"
-    return f"{1e-9 * size:.2f} GB" if size >= 1e9 else f"{1e-6 * size:.0f} MB"
+    if size >= 1e9:
+        return f"{1e-9 * size:.2f} GB"
+    return f"{1e-6 * size:.{0 if size >= 1e7 else 1}f} MB"
 
 
 def title(side: str) -> str:
@@ -103,7 +105,8 @@ def machine_text(content: Content) -> str:
     machine = content["machine"]
     where = machine.get("cpu", "unknown")
     if "threads" in machine:
-        where = f"{machine['threads']} threads, {machine['isa']}, {where}"
+        plural = "" if machine["threads"] == 1 else "s"
+        where = f"{machine['threads']} thread{plural}, {machine['isa']}, {where}"
     if "name" in machine:
         where = f"{machine['name']}, {where}"
     return f"{where}; torch {machine['torch']}, commit {machine['commit']}; `{content['command']}`."
@@ -175,20 +178,37 @@ def run_notes(content: Content) -> list[str]:
 
 
 def growth_table(content: Content) -> str:
-    """The slopes of all series."""
+    """The slopes of all series, and fastlif's memory at both ends of each."""
     sides = list(dict.fromkeys(side for one in content["series"] for side in one["slope"]))
-    lines = [["a step's time over", "from", "to", *map(title, sides)], ["---"] * (3 + len(sides))]
+    head = ["a step's time over", "from", "to", *map(title, sides)]
+    lines = [[*head, "fastlif keeps", "and takes beside"]]
+    lines.append(["---"] * len(lines[0]))
     for series in content["series"]:
         values = [point["value"] for point in series["points"]]
-        row = [series["variable"], f"{min(values):g}", f"{max(values):g}"]
-        for side in sides:
-            reached = [point["value"] for point in series["points"] if side in point["sides"]]
-            slope = series["slope"].get(side)
-            cell = "-" if slope is None else f"{slope:.2f}"
-            up_to = slope is not None and max(reached) < max(values)
-            row.append(f"{cell} (up to {max(reached):g})" if up_to else cell)
-        lines.append(row)
+        cells = [_slope_text(series, side, max(values)) for side in sides]
+        ends = [series["points"][index]["sides"].get("fastlif") for index in (0, -1)]
+        kept = " to ".join(bytes_text(end and end["kept_bytes"]) for end in ends)
+        beside = " to ".join(bytes_text(end and bytes_beside(end)) for end in ends)
+        lines.append(
+            [series["variable"], f"{min(values):g}", f"{max(values):g}", *cells, kept, beside]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _slope_text(series: Content, side: str, last: float) -> str:
+    """A slope, and the largest value it was measured at where that is not the series' last."""
+    slope = series["slope"].get(side)
+    if slope is None:
+        return "-"
+    largest = max(point["value"] for point in series["points"] if side in point["sides"])
+    return f"{slope:.2f}" + (f" (up to {largest:g})" if largest < last else "")
+
+
+def bytes_beside(side: Content) -> int | None:
+    """What a step took beside what the process held before and what it kept for backward."""
+    if side["peak_rss"] is None or side["resident_before"] is None:
+        return None
+    return max(0, side["peak_rss"] - side["resident_before"] - side["kept_bytes"])
 
 
 def depth_text(content: Content) -> str:
@@ -201,8 +221,8 @@ def depth_text(content: Content) -> str:
             at_least = "" if depth["is_largest"] else "at least "
             parts.append(f"{title(side)} {at_least}**{depth['n_layers']}**")
     return (
-        f"Recurrent conv layers whose training step fits into {search['limit'] / (1 << 30):g} GiB "
-        f"(width 64, batch {search['batch']}, {search['n_steps']} steps): {', '.join(parts)}."
+        f"Recurrent conv layers whose step fits into {search['limit'] / (1 << 30):.4g} GiB (width 64, "
+        f"batch {search['batch']}, {search['n_steps']} steps): {', '.join(parts)}."
     )
 
 
