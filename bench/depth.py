@@ -27,6 +27,7 @@ import torch
 from bench.alone import Died, alone
 from bench.measure import peak_rss
 from bench.points import SIDES, Network, trainer_and_input
+from fastlif import extension
 from fastlif.models import ConvSize, preset
 
 GIB = 1 << 30
@@ -96,6 +97,7 @@ def step_bytes(search: Search, n_layers: int, side: str) -> int:
 
 def limited_step(search: Search, n_layers: int, side: str) -> Attempt:
     """One step of the whole batch in this process, which is limited from here on."""
+    extension.load()  # which says something else when there is no memory for it
     resource.setrlimit(resource.RLIMIT_DATA, (search.limit, search.limit))
     try:
         peak = _step(search, n_layers, side)

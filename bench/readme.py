@@ -220,10 +220,9 @@ def depth_text(content: Content) -> str:
         else:
             at_least = "" if depth["is_largest"] else "at least "
             parts.append(f"{title(side)} {at_least}**{depth['n_layers']}**")
-    return (
-        f"Recurrent conv layers whose step fits into {search['limit'] / (1 << 30):.4g} GiB (width 64, "
-        f"batch {search['batch']}, {search['n_steps']} steps): {', '.join(parts)}."
-    )
+    limit = f"{search['limit'] / (1 << 30):.4g} GiB"
+    sizes = f"width 64, batch {search['batch']}, {search['n_steps']} steps"
+    return f"Recurrent conv layers whose step fits into {limit} ({sizes}): {', '.join(parts)}."
 
 
 def speed_text(results: dict[str, Content], folder: str) -> str:
