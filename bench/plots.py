@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.stored import Content, median, opponents, own_side, title
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 SERIES_SHOWN = ("time", "batch", "neurons", "depth", "width", "density")
 PANEL = 50.0  # mm, height of a row of panels
 FINGERPRINT = re.compile(r"results ([0-9a-f]{64})")
-
-Content = dict[str, Any]
 
 
 def fingerprint(content: Content) -> str:
@@ -59,7 +59,6 @@ def _save(make: Callable[[Content], Figure], content: Content, path: Path) -> No
 
 def ratios(content: Content) -> Figure:
     """Bars: how many times longer than fastlif every opponent takes, by case."""
-    from bench.readme import median, opponents, own_side, title
     from fastlif.plots.style import BLACK, CYCLE, PAGE, figure
 
     cases = content["cases"]
@@ -134,7 +133,6 @@ def _lines(
     **look: Any,
 ) -> None:
     """A line a side; what a side has no number for is left out."""
-    from bench.readme import title
     from fastlif.plots.style import CYCLE
 
     sides = list(dict.fromkeys(side for point in series["points"] for side in point["sides"]))

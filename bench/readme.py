@@ -8,7 +8,6 @@ of slopes and depths.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,74 +15,31 @@ from typing import Any
 
 from bench.machine import ROOT
 from bench.plots import draw, fingerprint, made_from
+from bench.report import BUSY
+from bench.stored import (
+    YARDSTICKS,
+    BadResults,
+    Content,
+    median,
+    opponents,
+    own_side,
+    read_results,
+    title,
+)
 
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
 BEGIN = "<!-- speed: begin; written by `python -m bench report` -->"
 END = "<!-- speed: end -->"
-OWN = ("fastlif", "fastlif-packed", "fastlif-float")  # names of sides; the first one there counts
-YARDSTICKS = ("lstm",)  # compared with, but no opponent: another network
-BUSY = 0.05  # share of the processor in other programs above which times are marked
-TITLES = {
-    "loop": "plain loop",
-    "loop-compiled": "compiled loop",
-    "snntorch": "snnTorch",
-    "spikingjelly": "SpikingJelly",
-    "norse": "Norse",
-    "lstm": "LSTM",
-}
-
-Content = dict[str, Any]
-
-
-class BadResults(Exception):
-    """Results or a README that no report can be made of."""
-
-
-def read_results(folder: Path) -> dict[str, Content]:
-    """Contents of all JSON files of a folder by name without ending, in order of their names."""
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text())
-        cases = content.get("cases")
-        new = "series" in content if cases is None else all("sides" in case for case in cases)
-        if not new:
-            raise BadResults(
-                f"{path} has another form than `python -m bench run` and `growth` write: "
-                "run its command again"
-            )
-        found[path.stem] = content
-    if not found:
-        raise BadResults(f"{folder} has no results: python -m bench run --json FILE")
-    return found
-
-
-def own_side(sides: Content) -> Content:
-    """fastlif's numbers, with packed input where both were measured."""
-    for name in OWN:
-        if name in sides:
-            return sides[name]
-    raise BadResults(f"no side is fastlif's: {', '.join(sides)}")
-
-
-def opponents(case: Content) -> dict[str, Content]:
-    """The other sides of a case."""
-    return {name: side for name, side in case["sides"].items() if name not in OWN}
-
-
-def median(side: Content, part: str = "step") -> float:
-    """Seconds."""
-    return side["times"][part]["median"]
 
 
 def seconds_text(seconds: float) -> str:
     """Three digits in milliseconds or seconds."""
-    if seconds < 0.9995:
-        milliseconds = 1e3 * seconds
-        return (
-            f"{milliseconds:.{0 if milliseconds >= 99.5 else 1 if milliseconds >= 9.95 else 2}f} ms"
-        )
-    return f"{seconds:.{2 if seconds < 9.995 else 1}f} s"
+    if seconds >= 0.9995:
+        return f"{seconds:.{2 if seconds < 9.995 else 1}f} s"
+    milliseconds = 1e3 * seconds
+    digits = 0 if milliseconds >= 99.95 else 1 if milliseconds >= 9.995 else 2
+    return f"{milliseconds:.{digits}f} ms"
 
 
 def bytes_text(size: float | None) -> str:
@@ -93,11 +49,6 @@ def bytes_text(size: float | None) -> str:
     if size >= 1e9:
         return f"{1e-9 * size:.2f} GB"
     return f"{1e-6 * size:.{0 if size >= 1e7 else 1}f} MB"
-
-
-def title(side: str) -> str:
-    """A side as tables and plots name it."""
-    return TITLES.get(side, side)
 
 
 def machine_text(content: Content) -> str:

@@ -16,15 +16,9 @@ import torch
 
 import bench.compare
 from bench.__main__ import main
-from bench.compare import (
-    CannotCompare,
-    Ratio,
-    build_extension,
-    interval_rank,
-    time_in_turn,
-    worktree,
-)
+from bench.compare import Ratio, interval_rank, time_in_turn
 from bench.machine import ROOT
+from bench.trees import CannotCompare, build_extension, worktree
 from fastlif import extension
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -125,7 +119,7 @@ def test_a_terminated_comparison_leaves_no_worktree(repository):
     (repository / "csrc" / "a.cpp").write_text("another")
     os.utime(repository / "fastlif" / "_C.so", (2e9, 2e9))
     script = (
-        "import sys, pathlib, bench.compare as c\n"
+        "import sys, pathlib, bench.trees as c\n"
         "root = pathlib.Path(sys.argv[1])\n"
         "with c.worktree(root, 'HEAD') as tree:\n"
         "    print(tree, flush=True)\n"
