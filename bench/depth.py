@@ -27,15 +27,18 @@ import torch
 from bench.alone import Died, alone
 from bench.measure import peak_rss
 from bench.points import SIDES, Network, trainer_and_input
-from fastlif import extension
 from fastlif.models import ConvSize, preset
 
 GIB = 1 << 30
 SPARE_BYTES = GIB // 2  # for the rest of the system
 SHALLOW = 3, 5  # layers of the networks whose working memory is measured
 MOST_LAYERS = 4096
-# What PyTorch's allocator and oneDNN say when they get no memory.
-NO_MEMORY = ("can't allocate memory", "could not create a primitive")
+# What PyTorch's allocator, oneDNN and the start of a thread say when they get no memory.
+NO_MEMORY = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "Resource temporarily unavailable",
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def step_bytes(search: Search, n_layers: int, side: str) -> int:
 
 def limited_step(search: Search, n_layers: int, side: str) -> Attempt:
     """One step of the whole batch in this process, which is limited from here on."""
-    extension.load()  # which says something else when there is no memory for it
+    # What is loaded and started with the first step says something else when it gets no memory.
+    _step(dataclasses.replace(search, batch=1, n_steps=2), 1, side)
     resource.setrlimit(resource.RLIMIT_DATA, (search.limit, search.limit))
     try:
         peak = _step(search, n_layers, side)

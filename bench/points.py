@@ -7,7 +7,9 @@ point and side.
 from __future__ import annotations
 
 import copy
+import ctypes
 import dataclasses
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,7 +113,6 @@ def tuned_network(network: Network) -> Sequential:
     with torch.no_grad():
         for layer in model[:-1]:
             signal = _tune(layer, signal, network.density)
-    extension.load().release_pool()
     return model
 
 
@@ -212,8 +213,8 @@ def measure(network: Network, side: str, repeats: int, seconds: float) -> Measur
         raise ValueError(f"side must be one of {', '.join(SIDES)}; got {side!r}")
     model = tuned_network(network)
     check_network(network, model, side)
-    extension.load().release_pool()
     trainer, input = trainer_and_input(network, model, side)
+    release_freed_memory()
     before = resident_bytes()
     peak = peak_rss(lambda: trainer.step(input))
     kept = trainer.kept_bytes(input)
@@ -244,6 +245,15 @@ def layer_densities(
     with torch.no_grad():
         _, counts = forward(input)
     return [float(count.mean()) / n_steps for count in counts]
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what is free: used again, it would hide memory that a step takes."""
+    gc.collect()
+    extension.load().release_pool()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def resident_bytes() -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import time
 
 import pytest
@@ -20,7 +21,16 @@ from bench.check import CheckFailed
 from bench.depth import Attempt, Search, attempt, confirm, deep_layers, largest, search_depth
 from bench.growth import SERIES, Plan, Series, run_series, slope
 from bench.measure import Spread, StepSpread
-from bench.points import Measured, Network, check_network, measure, random_input, tuned_network
+from bench.points import (
+    Measured,
+    Network,
+    check_network,
+    measure,
+    random_input,
+    release_freed_memory,
+    resident_bytes,
+    tuned_network,
+)
 from fastlif import extension
 from fastlif.models import ConvSize, preset
 
@@ -29,6 +39,7 @@ pytestmark = pytest.mark.skipif(not extension.is_available(), reason="needs the 
 CONV = Network((2, 30), (ConvSize(8, 5, 1, 2), ConvSize(16, 5, 2, 2)), batch=4, n_steps=64)
 DENSE = Network((40,), (32,), batch=4, n_steps=64)
 MB = 1 << 20
+linux = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +89,32 @@ def test_a_point_has_times_and_memory_of_both_sides():
     assert ours.densities == pytest.approx(loop.densities, abs=2e-3)
     with pytest.raises(ValueError, match="must be one of fastlif, loop; got 'norse'"):
         measure(CONV, "norse", 2, 1.0)
+
+
+@linux
+def test_a_step_takes_little_beside_what_it_keeps():
+    network = dataclasses.replace(CONV, input_features=(2, 150)).with_input(8, 640)
+    found = alone(measure, network, "fastlif", 1, 0.0)
+    assert found.kept_bytes > 20 * MB
+    assert abs(found.peak_rss - found.resident_before - found.kept_bytes) < 10 * MB
+
+
+def hold_and_release() -> tuple[int, int]:
+    """Resident bytes before and after giving back memory that lies between what is in use."""
+    blocks = [torch.ones(2048) for _ in range(8000)]
+    kept = blocks[::50]
+    del blocks
+    before = resident_bytes()
+    release_freed_memory()
+    assert len(kept) == 160
+    return before, resident_bytes()
+
+
+@linux
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_goes_back_to_the_system():
+    before, after = alone(hold_and_release)
+    assert before - after > 30 * MB
 
 
 @pytest.mark.parametrize("side", ["fastlif", "loop"])
@@ -188,9 +225,6 @@ def test_a_confirmation_can_end_early_or_find_nothing():
     assert confirm(5, lambda n: True, lambda: next(tries)) == (5, False)
     assert confirm(5, lambda n: True, lambda: True) == (None, False)
     assert confirm(3, lambda n: False, lambda: False) == (0, True)
-
-
-linux = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
 
 
 @linux
