@@ -101,7 +101,7 @@ def step_bytes(search: Search, n_layers: int, side: str) -> int:
 def limited_step(search: Search, n_layers: int, side: str) -> Attempt:
     """One step of the whole batch in this process, which is limited from here on."""
     # What is loaded and started with the first step says something else when it gets no memory.
-    _step(dataclasses.replace(search, batch=1, n_steps=2), 1, side)
+    _step(dataclasses.replace(search, batch=1, n_steps=8), 1, side)
     resource.setrlimit(resource.RLIMIT_DATA, (search.limit, search.limit))
     try:
         peak = _step(search, n_layers, side)
@@ -229,9 +229,12 @@ def depth_text(side: str, depth: Depth, limit: int) -> str:
     """One line."""
     if depth.n_layers is None:
         return f"  {side:<8} none confirmed, {depth.counted} by count"
-    tried = ", ".join(
-        f"{one.n_layers}: {f'{one.peak_rss / GIB:.2f} GiB' if one.peak_rss else 'refused'}"
-        for one in depth.attempts
-    )
+    tried = ", ".join(f"{one.n_layers}: {_attempt_text(one)}" for one in depth.attempts)
     bound = "" if depth.is_largest else "at least "
     return f"  {side:<8} {bound}{depth.n_layers} layers within {limit / GIB:.2f} GiB ({tried})"
+
+
+def _attempt_text(attempt: Attempt) -> str:
+    if attempt.peak_rss is None:
+        return "refused"
+    return f"{attempt.peak_rss / GIB:.2f} GiB" + ("" if attempt.fits else ", too much")
