@@ -25,7 +25,7 @@ from bench.depth import GIB, Depth, Search, depth_text, quick_search, search_dep
 from bench.floors import measure_peak
 from bench.machine import describe_machine
 from bench.points import SIDES, Measured, Network, measure
-from bench.report import BUSY, machine_text
+from bench.text import BUSY, machine_text
 from fastlif.models import ConvSize, preset
 
 DEEP = "layers"  # the search of bench.depth, beside the series

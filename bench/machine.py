@@ -18,6 +18,8 @@ import fastlif
 from fastlif import extension
 from fastlif.versions import commit
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @dataclass(frozen=True)
 class Machine:

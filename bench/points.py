@@ -27,9 +27,9 @@ from bench.check import (
     network_plans,
     network_tensors,
 )
-from bench.loop import LoopNetwork
 from bench.machine import OtherPrograms
 from bench.measure import StepSpread, StepTime, Trainer, peak_rss
+from bench.opponents.loop import LoopNetwork
 from fastlif import LIFConv1d, LIFLinear, LIReadout, PackedSpikes, Sequential, extension
 from fastlif.models import ConvSize, Regularization
 from fastlif.ops.reference import stack

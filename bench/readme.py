@@ -15,7 +15,6 @@ from typing import Any
 
 from bench.machine import ROOT
 from bench.plots import draw, fingerprint, made_from
-from bench.report import BUSY
 from bench.stored import (
     YARDSTICKS,
     BadResults,
@@ -26,6 +25,7 @@ from bench.stored import (
     read_results,
     title,
 )
+from bench.text import BUSY
 
 RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
