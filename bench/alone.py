@@ -1,17 +1,18 @@
-"""A function call in a process of its own: memory that others left does not count as its own."""
+"""Processes of their own: memory that others left does not count as theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 import torch
 
 Value = TypeVar("Value")
 # The last one is what the first optimizer of a process imports, which takes seconds.
-PRELOADED = ["bench.points", "bench.depth", "torch._dynamo"]
+PRELOADED = ["bench.worker", "bench.points", "bench.depth", "torch._dynamo"]
 
 
 class Died(Exception):
@@ -22,14 +23,19 @@ class Died(Exception):
         self.exit_code = exit_code
 
 
-def alone(function: Callable[..., Value], *arguments: Any) -> Value:
-    """`function(*arguments)` with as many threads as here; raises what it raises, or Died.
+def fresh_processes() -> ForkServerContext:
+    """Where processes come from: a server that has only imported PyTorch and run nothing.
 
-    Processes are forked from a server that has only imported PyTorch and run nothing, so that they
-    start at once and are all alike.
+    They start at once and are all alike.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def alone(function: Callable[..., Value], *arguments: Any) -> Value:
+    """`function(*arguments)` with as many threads as here; raises what it raises, or Died."""
+    context = fresh_processes()
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(
         target=_answer, args=(theirs, torch.get_num_threads(), function, arguments), daemon=True

@@ -11,7 +11,6 @@ import time
 import traceback
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.alone import fresh_processes
 from bench.cases import Case
 from bench.check import CheckFailed, OpponentCheck, check_opponent
 from bench.machine import ROOT
@@ -142,7 +142,7 @@ class Worker:
     """The parent's end of a side; a context in which the process lives."""
 
     def __init__(self, name: str, case: Case, saved: Path) -> None:
-        context = get_context("spawn")
+        context = fresh_processes()
         self.name = name
         self.connection, theirs = context.Pipe()
         arguments = (theirs, name, case, saved, torch.get_num_threads())
