@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["in_use_by_this_process", "write_atomically"]
+__all__ = ["held_by_this_process", "write_atomically"]
 
 LOCK_NAME = ".lock"
 
@@ -16,8 +16,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that its name leads to all of the old or all of the new content.
 
     What is written goes to disk before the new file takes the name, and the folder's entry after.
+    One process at a time may do so in a folder, see `held_by_this_process`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -36,11 +37,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def in_use_by_this_process(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it until the context ends; the lock goes with a process that dies.
+def held_by_this_process(folder: Path) -> Iterator[None]:
+    """Make a folder and hold it until the context ends.
+
+    Where the file system has locks, this one goes with a process that dies.
 
     Raises:
-        ValueError: another process holds the folder.
+        ValueError: another process holds the folder, or it cannot be locked.
     """
     from filelock import FileLock, Timeout  # an import of the training command alone
 
@@ -50,8 +53,11 @@ def in_use_by_this_process(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ValueError(
-            f"{folder} is in use by another process: wait for it, or choose another output folder"
+            f"{folder} is in use by another process (it holds {folder / LOCK_NAME}): wait for it, "
+            "or choose another output folder"
         ) from None
+    except NotImplementedError as error:
+        raise ValueError(f"{folder} is on a file system without locks ({error})") from error
     try:
         yield
     finally:

@@ -27,19 +27,27 @@ def versions() -> dict[str, str | None]:
 def commit() -> str | None:
     """Commit of the checkout that holds this package, with "-dirty" where files differ from it.
 
-    None for an installed package, unless `FASTLIF_COMMIT` names the commit.
+    None for an installed package, unless `FASTLIF_COMMIT` names the commit. What was found at the
+    first call holds for the process, whose code does not change either.
     """
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # of an environment inside another project's checkout too
-        return os.environ.get("FASTLIF_COMMIT")
+    return described(root) or os.environ.get("FASTLIF_COMMIT")
+
+
+def described(root: Path) -> str | None:
+    """Commit of the checkout whose top folder is `root`; None if it is none, or git fails."""
+    if not (root / ".git").exists():  # a folder inside the checkout of something else
+        return None
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
-        described = subprocess.run(
+        answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"],
             cwd=root,
+            env=environment | {"GIT_OPTIONAL_LOCKS": "0"},
             capture_output=True,
             text=True,
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("FASTLIF_COMMIT")
-    return described.stdout.strip()
+        return None
+    return answer.stdout.strip()

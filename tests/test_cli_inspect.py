@@ -101,6 +101,7 @@ def test_the_best_weights_of_a_run_are_looked_at(tmp_path: Path):
         (("randman", "--initialization", "magic"), "initialization must be one of"),
         (("randman", "--n-samples", "5", "--sample", "5"), "sample must be below"),
         (("randman", "--epoch", "first"), "epoch must be best or last, got 'first'"),
+        (("randman", "--epoch", "last"), "epoch is for --checkpoint, got 'last' without one"),
         (("randman", "--device", "abacus"), "device must be cpu, cuda or auto, got 'abacus'"),
     ],
 )
@@ -138,6 +139,23 @@ def test_a_checkpoint_fixes_the_settings(tmp_path: Path):
     result = run_inspect("randman", "--checkpoint", run, "--sigma-u", 2, "--skip")
     assert result.exit_code == 2
     assert "--sigma-u, --skip cannot be combined with --checkpoint" in result.stderr
+
+
+def test_a_run_in_its_priming_has_no_best_weights(tmp_path: Path):
+    run = tmp_path / "run"
+    command = ("randman", "--epochs", 1, "--priming-epochs", 1, "--n-samples", 40, "--out", run)
+    assert run_train(*command).exit_code == 0
+    saved = load_checkpoint(run / CHECKPOINT)
+    saved.epoch, saved.best_epoch, saved.best_model = 1, 0, {}
+    save_checkpoint(saved, run / CHECKPOINT)
+    result = run_inspect("randman", "--checkpoint", run)
+    assert result.exit_code == 2 and "see --epoch last" in result.stderr
+    result = run_inspect("randman", "--checkpoint", run, "--epoch", "last", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    # Supervised training begins with a new optimizer, whose first step is known.
+    hidden, _ = table_of(tmp_path)
+    lr = saved.settings["lr"]
+    assert float(hidden["update_mean"]) == pytest.approx(2**0.5 * lr, rel=1e-3)
 
 
 def test_settings_survive_a_checkpoint():

@@ -68,6 +68,36 @@ def test_a_regularizer_of_the_spike_counts_is_part_of_the_gradients(batch_first)
         assert gradient.norm == pytest.approx(float(module.weight.grad.norm()), rel=1e-4)
 
 
+def test_of_a_dalian_layer_the_emitted_spikes_have_the_regularizers_gradient():
+    torch.manual_seed(0)
+    model = layers.Sequential(layers.LIFDalianLinear(40, 24, 6), layers.LIReadout(24, 10))
+    init.fluctuation_driven_(model, rate=20.0, generator=generator(0))
+    data, targets = poisson(20.0, (60, 6, 40), 8), torch.arange(6) % 10
+    emitted = model[0](data)
+    emitted.retain_grad()
+    loss = losses.max_over_time_cross_entropy(model[1](emitted), targets)
+    (loss + losses.upper_bound([emitted.sum(0)], v_upper=0.1, strength=3.0)).backward()
+
+    def bound(counts):
+        return losses.upper_bound([counts[0][:, :24]], v_upper=0.1, strength=3.0)
+
+    (own,) = (layer.gradients for layer in inspect(model, data, targets, regularizer=bound).layers)
+    assert own.output.norm == pytest.approx(float(emitted.grad.norm()), rel=1e-4)
+    assert own.output.n == 60 * 6 * 24
+
+
+def test_a_layer_that_stands_twice_is_refused_with_a_regularizer():
+    twice = layers.LIFLinear(40, 40)
+    model = layers.Sequential(twice, twice, layers.LIReadout(40, 10))
+    with pytest.raises(ValueError, match="a layer must not stand in it twice"):
+        inspect(
+            model,
+            poisson(20.0, (60, 2, 40), 8),
+            torch.arange(2),
+            regularizer=lambda counts: losses.upper_bound(counts, 0.1, 1.0),
+        )
+
+
 def test_a_regularizer_needs_spike_counts():
     model = drawn_model()
     inside = torch.nn.Sequential(*model)

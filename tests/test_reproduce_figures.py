@@ -140,6 +140,26 @@ def test_a_mean_says_over_how_many_runs_it_is() -> None:
     late["value"] = None
     assert texts(drawn(EXPERIMENTS["fig4"], Results(Table(rows)))).count("2/3") == 1
 
+    def failing(results: Results, **where: object) -> Results:
+        """The results, the runs that are named having failed instead."""
+        lost = results.table.where(**where)
+        rows = [row for row in results.table if row not in lost.rows]
+        failed = {row["label"]: row for row in lost}.values()
+        rows += [{**row, "status": "failed", "metric": None, "value": None} for row in failed]
+        return Results(Table(rows), {}, results.notes)
+
+    plain = {"condition": "fluctuation-driven", "seed": 1}
+    speed = failing(results, network="conv-3", target=1.0, **plain)
+    axes = drawn(EXPERIMENTS["fig4"], speed).axes
+    assert [text.get_text() for text in axes[2].texts].count("1/3") == 1
+    kaiming = failing(results, network="conv-7", condition="Kaiming", seed=1)
+    axes = drawn(EXPERIMENTS["fig4"], kaiming).axes
+    assert [text.get_text() for text in axes[0].texts].count("2/3") == 1
+    rates = made_up(EXPERIMENTS["figS4"], Options(scale=0.2, seeds=3))
+    rates = failing(rates, network="conv-3", target=1.0, **plain)
+    axes = drawn(EXPERIMENTS["figS4"], rates).axes
+    assert [text.get_text() for text in axes[3].texts].count("2/3") == 1
+
     table = made_up(EXPERIMENTS["table1"], Options(seeds=3))
     rows = [
         {**row, "status": "failed", "metric": None, "value": None}
@@ -162,6 +182,19 @@ def test_a_band_over_layers_is_of_their_means() -> None:
     summary = Table(rows).averaged("layer").over("target")[(1.0,)]
     assert (summary.mean, summary.n) == (21.0, 2)
     assert summary.std == pytest.approx(2.0**0.5)  # of 20 and 22
+
+
+def test_figure_s4_averages_over_layers_before_it_shows_a_spread() -> None:
+    results = made_up(EXPERIMENTS["figS4"], Options(scale=0.2, seeds=3))
+    rows = [
+        {**row, "value": 10.0 * float(row["layer"])}  # the same for all seeds
+        if row["metric"] == "test_firing_rate"
+        else row
+        for row in results.table
+    ]
+    rates = drawn(EXPERIMENTS["figS4"], Results(Table(rows))).axes[3]
+    assert rates.get_title().startswith("conv-3") and not rates.collections
+    assert list(rates.get_lines()[0].get_ydata()) == pytest.approx([20.0] * 2)
 
 
 def test_priming_stands_before_the_epochs_that_follow() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ from typer.testing import CliRunner, Result
 
 import fastlif
 from fastlif.cli import app
-from fastlif.files import in_use_by_this_process
+from fastlif.files import held_by_this_process
 from fastlif.init import psp_integrals, recurrent_distributions
+from fastlif.models import Regularization
 from fastlif.reproduce import EXPERIMENTS, Experiment, Options, Sources, Table, reproduce
 from fastlif.reproduce import runs as runs_module
 from fastlif.reproduce.experiment import collect
 from fastlif.reproduce.figures.supplement import draw_s5
 from fastlif.reproduce.plan import Plan
+from fastlif.reproduce.recording import record_layers
 from fastlif.reproduce.runs import Run, outcome, run_arrays, run_rows
 from fastlif.train import EpochRecord, Task, TrainingFailed, default_config, load_task, train
 
@@ -169,7 +172,7 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(
 
 
 def test_two_reproductions_do_not_write_to_one_folder(tmp_path: Path) -> None:
-    with in_use_by_this_process(tmp_path):
+    with held_by_this_process(tmp_path):
         result = command("figS5", "--only", "a", *SMALL, "--out", tmp_path)
     assert result.exit_code == 2 and "is in use by another process" in result.output
     assert not list(tmp_path.rglob("result.json"))
@@ -192,9 +195,28 @@ def test_the_table_says_what_code_made_a_run(
     path.write_text(json.dumps(result))
     results = collect(experiment, plan, sources, folder)
     assert any("made by different versions" in note and "1e5" in note for note in results.notes)
+    del result["versions"]  # a run from before they were kept
+    path.write_text(json.dumps(result))
+    notes = collect(experiment, plan, sources, folder).notes
+    assert any("an unknown version" in note for note in notes)
+    result["versions"] = {"fastlif": "1", "torch": "1e3", "commit": "1e5"}
+    path.write_text(json.dumps(result))
     table = tmp_path / "again.csv"
     table.write_text(results.table.text())
     assert "1e5" in Table.read(table).distinct("commit")
+
+
+def test_recorded_gradients_are_those_of_the_loss_with_its_bounds(task: Task) -> None:
+    config = dataclasses.replace(default_config("randman"), n_samples=120, batch_size=60)
+    found = []
+    for strength in (0.0, 10.0):
+        bounds = Regularization(upper_strength=strength, v_upper=0.0)
+        rows = record_layers(dataclasses.replace(config, regularization=bounds), task, None)
+        found.append({(row["metric"], row["layer"]): row["value"] for row in rows})
+    free, bounded = found
+    for metric in ("surrogate_gradient", "weight_gradient"):
+        assert bounded[metric, "1"] > 2 * free[metric, "1"]
+    assert bounded["firing_rate", "1"] == free["firing_rate", "1"]
 
 
 def test_a_result_outranks_a_failure(tmp_path: Path) -> None:
@@ -316,5 +338,6 @@ def test_a_look_at_the_start_trains_nothing(
     assert rates[(0.01,)].mean == 0.0 and rates[(1.0,)].mean > 1.0
     gradients = table.where(metric="surrogate_gradient", layer="1").values()
     assert len(gradients) == 2 and all(value > 0.0 for value in gradients)
-    settings = json.loads(next(tmp_path.glob("runs/*/layers-initial.json")).read_text())
-    assert {row["layer"] for row in settings} == {"1", "readout"}
+    settings = json.loads(next(tmp_path.glob("runs/*/activity-initial.json")).read_text())
+    assert {row["layer"] for row in settings["rows"]} == {"1", "readout"}
+    assert settings["versions"]["torch"] == torch.__version__

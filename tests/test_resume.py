@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fastlif.files import in_use_by_this_process, write_atomically
+from fastlif.files import held_by_this_process, write_atomically
 from fastlif.train.checkpoint import load_checkpoint
 from tests.training import (
     CHECKPOINT,
@@ -265,7 +265,7 @@ def test_a_failed_write_leaves_the_old_file(
 
 def test_a_folder_in_use_is_refused(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with in_use_by_this_process(out):
+    with held_by_this_process(out):
         result = run_train("shd-dense", "--data", data, "--out", out, *QUICK)
         assert result.exit_code == 2 and f"{out} is in use by another process" in result.stderr
         assert not (out / CHECKPOINT).exists()

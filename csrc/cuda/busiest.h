@@ -19,8 +19,8 @@ inline int multiprocessors() {
 
 // Samples on the busiest multiprocessor where every block has so many. Blocks with more of them share each weight that is
 // loaded, which gains as long as no multiprocessor gets more samples for it. Results are the same.
-inline int64_t busiest(int64_t batch, int samples_of_block) {
-  return int64_t(samples_of_block) * ceil_div(ceil_div(batch, samples_of_block), multiprocessors());
+inline int64_t busiest(int64_t batch, int samples_of_block, int processors) {
+  return int64_t(samples_of_block) * ceil_div(ceil_div(batch, samples_of_block), processors);
 }
 
 }  // namespace fastlif::cuda

@@ -270,7 +270,8 @@ template <class Real>
 void launch_dale(const Layer& layer, const DaleBackwardLayer& tensors, int64_t n_steps, int64_t batch, bool half_kept,
                  int shared_bytes, cudaStream_t stream) {
   const DaleProblem<Real> pair(layer, tensors, 2);
-  if (busiest(batch, 2) <= busiest(batch, 1) && pair.shared_bytes() <= shared_bytes)
+  const int processors = multiprocessors();
+  if (busiest(batch, 2, processors) <= busiest(batch, 1, processors) && pair.shared_bytes() <= shared_bytes)
     start_dale<Real, 2>(pair, n_steps, batch, half_kept, stream);
   else
     start_dale<Real, 1>(DaleProblem<Real>(layer, tensors, 1), n_steps, batch, half_kept, stream);

@@ -81,9 +81,10 @@ int64_t bytes_of(const BackwardProblem& problem, int samples, bool all_counts) {
 
 int samples_of_block(const BackwardProblem& problem, int most, int shared_bytes) {
   const int64_t batch = problem.batch;
+  const int processors = multiprocessors();
   int best = 1;
   for (int samples = 2; samples <= most; samples *= 2)
-    if (samples <= batch && busiest(batch, samples) <= busiest(batch, best) &&
+    if (samples <= batch && busiest(batch, samples, processors) <= busiest(batch, best, processors) &&
         bytes_of(problem, samples, false) <= shared_bytes)
       best = samples;
   return best;

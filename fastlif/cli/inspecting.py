@@ -37,13 +37,13 @@ def inspect(
         ),
     ] = None,
     epoch: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="With --checkpoint: best (on validation), or last, with the optimizer's next "
-            "step; that of another epoch than the last is a new optimizer's.",
+            help="With --checkpoint: best (on validation; the default), or last, with the "
+            "optimizer's next step; that of another epoch than the last is a new optimizer's.",
             rich_help_panel=WEIGHTS,
         ),
-    ] = "best",
+    ] = None,
     initialization: Annotated[
         str | None,
         typer.Option(
@@ -113,10 +113,12 @@ def inspect(
     }
     given = {name: value for name, value in settings.items() if value is not None}
     with reported():
-        if epoch not in EPOCHS:
+        if epoch not in (None, *EPOCHS):
             raise ValueError(f"epoch must be {' or '.join(EPOCHS)}, got {epoch!r}")
+        if epoch is not None and checkpoint is None:
+            raise ValueError(f"epoch is for --checkpoint, got {epoch!r} without one")
         report, recording = _look(
-            preset, data, checkpoint, epoch == "best", given, device, (n_samples, sample)
+            preset, data, checkpoint, epoch != "last", given, device, (n_samples, sample)
         )
         if out is not None:
             _write(report, recording, out)
@@ -169,10 +171,13 @@ def _look(
         config = _saved_config(preset, saved.settings, given, path)
         task = load_task(config, data)
         network = build_network(config, task)
-        is_last = not best or saved.best_epoch in (0, saved.epoch)
+        if best and not saved.best_epoch:
+            raise ValueError(f"{path} has no best epoch, as it is in its priming: see --epoch last")
+        is_last = not best or saved.best_epoch == saved.epoch
         restore_model(network, saved.model if is_last else saved.best_model, path)
         optimizer = make_optimizer(network.to(device), config, device)
-        if is_last:  # of which alone the optimizer's state is kept
+        # Kept is the last one's, and supervised training begins with a new one.
+        if is_last and saved.epoch > config.priming_epochs:
             restore_optimizer(optimizer, network, saved.optimizer, path)
     n_samples, sample = samples
     indices = _chosen(task, n_samples)

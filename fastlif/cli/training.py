@@ -147,7 +147,7 @@ def train(
     v_upper: Annotated[
         float | None,
         typer.Option(
-            help="Upper bound, in spikes per sample; default: the preset's rate.",
+            help="Upper bound, in spikes per sample; default: the preset's, at its rate.",
             rich_help_panel=ACTIVITY,
         ),
     ] = None,

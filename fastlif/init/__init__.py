@@ -10,7 +10,7 @@ draw, `measurement` simulates. Source: Rossbroich, Gygax, Zenke (2022), Neuromor
 
 from __future__ import annotations
 
-from fastlif.init.activity import SATURATED_SHARE, ActivityWarning
+from fastlif.init.activity import SATURATED_SHARE, SILENT_RATE, ActivityWarning
 from fastlif.init.dalian import (
     DalianDistributions,
     ExponentialDistribution,
@@ -40,6 +40,7 @@ from fastlif.init.weights import encoder_, fluctuation_driven_, kaiming_, normal
 
 __all__ = [
     "SATURATED_SHARE",
+    "SILENT_RATE",
     "ActivityWarning",
     "DalianDistributions",
     "ExponentialDistribution",

@@ -3,7 +3,8 @@
 One rule for initializers, training and inspection. A neuron is silent when it fires in no sample
 of a batch, and saturated when it fires in more than `SATURATED_SHARE` of the steps: the reset takes
 one step, so that no neuron fires in more than half of them. A layer is judged by its share of such
-neurons.
+neurons, and is silent at less than `SILENT_RATE` too, as few neurons miss every sample of a large
+batch. Initializers see what a layer emits, of one under Dale's law its excitatory neurons.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 SATURATED_SHARE = 0.25  # of the steps: 125 Hz at 2 ms
+SILENT_RATE = 0.1  # Hz: one spike of a neuron in ten seconds
 SILENT_LAYER = 0.95  # a layer with more than this share of silent neurons is silent
 # Likewise of saturated neurons. Of neurons whose weights have mean 0 about half are held down, and
 # the rest of a layer at its limit (sigma_u of 20 and more) fires in more than 0.3 of the steps.
@@ -34,9 +36,11 @@ def saturated_share(shares_of_steps: Tensor) -> float:
     return float((shares_of_steps > SATURATED_SHARE).double().mean())
 
 
-def activity_state(silent: float, saturated: float) -> Literal["silent", "saturated"] | None:
-    """What a layer with these shares of silent and saturated neurons is; None if it is neither."""
-    if silent > SILENT_LAYER:
+def activity_state(
+    rate: float, silent: float, saturated: float
+) -> Literal["silent", "saturated"] | None:
+    """What a layer is with a mean rate in Hz and shares of silent and saturated neurons."""
+    if rate < SILENT_RATE or silent > SILENT_LAYER:
         return "silent"
     return "saturated" if saturated > SATURATED_LAYER else None
 
@@ -57,14 +61,14 @@ def warn_of_activity(
     dt: seconds per step.
     silent, saturated: cures of either; None is a change of the layer's sigma_u.
     """
-    state = activity_state(silent_share(shares_of_steps), saturated_share(shares_of_steps))
+    rate = float(shares_of_steps.double().mean()) / dt
+    state = activity_state(rate, silent_share(shares_of_steps), saturated_share(shares_of_steps))
     if state is None:
         return
     if state == "silent":
         cure = "raise its sigma_u (or lower xi)" if silent is None else silent
     else:
         cure = "lower its sigma_u (or raise xi)" if saturated is None else saturated
-    rate = float(shares_of_steps.double().mean()) / dt
     warnings.warn(
         f"layer {name!r} is {state} after initialization, {rate:.3g} Hz on this data: {cure}",
         ActivityWarning,

@@ -112,7 +112,7 @@ def activity_warnings(activities: Sequence[Activity]) -> list[str]:
         name = f"layer {one.layer!r}"
         if one.population != "all":
             name = f"the {one.population} population of {name}"
-        state = activity_state(one.silent, one.saturated)
+        state = activity_state(one.firing_rate, one.silent, one.saturated)
         if state == "silent":
             lines.append(
                 f"{name} is silent ({one.firing_rate:.1f} Hz; {one.silent:.0%} of "

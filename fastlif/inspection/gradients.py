@@ -105,6 +105,11 @@ def batch_gradients(
         total_penalty += 0.0 if added is None else float(added.detach()) * share
         n_right += _n_right(result, targets[start:stop])
         spiking = [name for name, one in reached.items() if not one.is_readout]
+        if counts and len(counts) != len(spiking):
+            raise ValueError(
+                f"regularizer needs the spike counts of {len(spiking)} layers, the module gives "
+                f"{len(counts)}: a layer must not stand in it twice"
+            )
         by_counts = dict(zip(spiking, counts, strict=True)) if counts else {}
         for name, output in outputs.items():
             gradient = _emitted_gradient(output, by_counts.get(name), reached[name])

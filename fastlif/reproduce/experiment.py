@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from numpy.typing import NDArray
 
 from fastlif import plots
-from fastlif.files import in_use_by_this_process, write_atomically
+from fastlif.files import held_by_this_process, write_atomically
 from fastlif.models import preset
 from fastlif.reproduce.estimate import Estimator
 from fastlif.reproduce.options import Options
@@ -30,6 +30,7 @@ from fastlif.reproduce.runs import (
 from fastlif.reproduce.sources import DATA_SETS, Sources
 from fastlif.reproduce.table import Table
 from fastlif.train import Reporter
+from fastlif.versions import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -160,7 +161,8 @@ def reproduce(
     plan = experiment.planned(options, sources)
     _check_sources(experiment, plan, sources)
     stem = f"{experiment.name}{options.suffix()}"
-    with in_use_by_this_process(out):
+    versions()  # those of the code that is loaded now, whatever is checked out later
+    with held_by_this_process(out):
         folder = out / RUNS_FOLDER
         folder.mkdir(exist_ok=True)
         try:
@@ -305,9 +307,10 @@ def _differences(runs: list[Run]) -> list[str]:
         found.append(f"learning rate {', '.join(f'{rate:g}' for rate in rates)} on Randman")
     own = {run.config.preset: preset(run.config.preset).regularization for run in trained}
     chosen = {
-        f"{bounds.lower_strength:g}"
+        f"{strength:g}"
         for run in trained
-        if (bounds := run.config.regularization) != own[run.config.preset]
+        if (strength := run.config.regularization.lower_strength)
+        not in (0.0, own[run.config.preset].lower_strength)
     }
     if chosen:
         found.append(f"strength of homeostasis, {', '.join(sorted(chosen))}, chosen here")
@@ -337,12 +340,14 @@ def _notes(
     for reason in reasons:
         networks = dict.fromkeys(row["network"] for row in rows if row.get("message") == reason)
         yield f"skipped {', '.join(networks)}: {reason}"
-    code = [
-        f"fastlif {row['fastlif']} {row['commit'] or ''}".strip()
-        for row in rows
+    made = dict.fromkeys(
+        f"fastlif {row['fastlif']} {row['commit'] or ''} with torch {row['torch']}"
         if row.get("fastlif")
-    ]
-    if len(made := dict.fromkeys(code)) > 1:
+        else "an unknown version"
+        for row in rows
+        if row.get("status") in ("finished", "failed") and "preset" in row
+    )
+    if len(made) > 1:
         yield f"runs made by different versions, see the table: {', '.join(made)}"
     failed = dict.fromkeys(row["label"] for row in rows if row.get("status") == "failed")
     if failed:

@@ -142,7 +142,7 @@ def over_targets(
 
     Kaiming initialization, which has no target, stands to the right of them. A star with the color
     of the line is what the paper prints. `positive` leaves out means of 0, for an axis of
-    logarithms. A mean over fewer runs than there are says so, as "2/5".
+    logarithms. A mean over fewer runs than the table has says so, as "2/5".
     """
     of_metric = table.where(metric=metric)
     targets = sorted(of_metric.distinct("target"))
@@ -163,6 +163,8 @@ def over_targets(
             if summary is not None:
                 has_kaiming = True
                 _point(ax, right, summary, one.color, factor)
+                n_runs = len(table.where(**conditions).distinct("label"))
+                _number_of_runs(ax, n_runs, right, summary, one.color, factor)
         network, condition = one.where.get("network", ""), one.where.get("condition", PLAIN)
         known = published(metric, network, condition)
         if known is not None:

@@ -26,7 +26,7 @@ LAYER_STAGES = ("initial", "trained")
 MOST_SAMPLES = 100  # of the batch on which layers are looked at
 
 # Metrics of the table by the columns of `ModelReport.rows`. Gradients are means of absolute values;
-# surrogate gradients those of the loss by the spikes that a layer emits.
+# surrogate gradients those by the spikes that a layer emits, all of the loss with its bounds.
 _METRICS = {
     "firing_rate": "rate_hz",
     "silent": "silent",

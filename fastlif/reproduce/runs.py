@@ -266,7 +266,10 @@ def failure(folder: Path) -> str:
 
 
 def made_by(folder: Path) -> dict[str, str | None]:
-    """Versions of fastlif and torch, and the commit, that made what is in a run's folder."""
+    """Versions of fastlif and torch, and the commit, that trained a run or looked at its start.
+
+    Empty of a run from before they were kept.
+    """
     for name in (RESULT_NAME, FAILED_NAME, _record_path(folder, "initial").name):
         if (folder / name).is_file():
             return dict(json.loads((folder / name).read_text()).get("versions", {}))
@@ -279,7 +282,7 @@ def _own_files(run: Run) -> list[str]:
 
 
 def _record_path(folder: Path, record: str) -> Path:
-    return folder / ("example.npz" if record == "example" else f"layers-{record}.json")
+    return folder / ("example.npz" if record == "example" else f"activity-{record}.json")
 
 
 def _row(metric: str, stage: str, value: float | None, layer: str = "") -> dict[str, Any]:

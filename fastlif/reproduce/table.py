@@ -116,17 +116,20 @@ class Table:
         """The mean over a column's values, in one row for all rows that agree in the other columns.
 
         Spread between such means is that of what is left: of seeds, after the average over layers.
+        Rows without a number stay.
         """
         groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        without = [row for row in self.rows if row.get("value") is None]
         dropped = {column, "value", "paper", "paper_std"}
         for row in self.rows:
             if row.get("value") is not None:
                 key = tuple(item for item in row.items() if item[0] not in dropped)
                 groups.setdefault(key, []).append(row)
-        return Table(
+        means = [
             dict(key) | {column: None, "value": statistics.fmean(row["value"] for row in rows)}
             for key, rows in groups.items()
-        )
+        ]
+        return Table([*means, *without])
 
     def columns(self) -> list[str]:
         """All columns: those of every run, the settings in order of appearance, the metric's."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastlif.files import in_use_by_this_process, write_atomically
+from fastlif.files import held_by_this_process, write_atomically
 from fastlif.train.config import TrainConfig
 from fastlif.train.logs import EpochRecord, Scores, TensorBoardLog
 from fastlif.train.run import CHECKPOINT_NAME, Reporter, Run
@@ -54,7 +54,7 @@ def train(
         TrainingFailed: the loss is no longer finite; it is a ValueError too.
         FileNotFoundError: `resume` is True and there is no checkpoint.
     """
-    with in_use_by_this_process(folder):
+    with held_by_this_process(folder):
         if (folder / CHECKPOINT_NAME).exists() and not resume:
             raise ValueError(
                 f"{folder} already holds a run: resume it, or choose another output folder"
@@ -66,6 +66,7 @@ def _train(
     config: TrainConfig, task: Task, folder: Path, resume: bool, reporter: Reporter | None
 ) -> TrainResult:
     """Train in a folder that no other process writes to."""
+    code = versions()  # loaded now, whatever is checked out later
     run = Run(config, task, folder, resume=resume)
     if reporter is not None:
         reporter.started(
@@ -92,10 +93,10 @@ def _train(
         log.test(test, run.best_epoch)
     finally:
         log.close()
-    return _write_result(run, test)
+    return _write_result(run, test, code)
 
 
-def _write_result(run: Run, test: Scores) -> TrainResult:
+def _write_result(run: Run, test: Scores, code: dict[str, str | None]) -> TrainResult:
     best = run.history[run.best_epoch - 1]
     result = TrainResult(
         best_epoch=run.best_epoch,
@@ -118,7 +119,7 @@ def _write_result(run: Run, test: Scores) -> TrainResult:
         "populations": list(result.populations),
         "n_parameters": result.n_parameters,
         "seconds_per_epoch": result.seconds_per_epoch,
-        "versions": versions(),  # that ended the run
+        "versions": code,  # that ended the run
     }
     write_atomically(run.folder / RESULT_NAME, (json.dumps(content, indent=2) + "\n").encode())
     return result

@@ -147,14 +147,13 @@ def _draw_depths(ax: Axes, table: Table) -> None:
 def _draw_speed(ax: Axes, table: Table) -> None:
     """Epochs until the training accuracy is 90 %, of the seeds that get there."""
     shown = {name: preset for name, preset in DEPTHS.items() if name != "conv-7"}
-    timed = table.where(metric="epochs_to_90")
     series = [
         Series(name, {"network": name, "condition": PLAIN}, COLORS[name], kaiming=None)
         for name in shown
     ]
-    over_targets(ax, timed, "epochs_to_90", series)
+    over_targets(ax, table, "epochs_to_90", series)
     for name in shown:
-        runs = timed.where(network=name)
+        runs = table.where(network=name, metric="epochs_to_90")
         if runs.rows and not runs.values():
             ax.plot([], [], color=COLORS[name], label=f"{name}: never reached")
     ax.set_ylabel("epochs to 90 % training accuracy", color="black")

@@ -76,7 +76,7 @@ def _draw_rates(ax: Axes, results: Results) -> None:
     layers = curves.distinct("layer")
     if not layers:
         return absent(ax, f"no run at $\\sigma_U$ = {SMALL:g}")
-    last = max(layers, key=str)
+    last, begin = max(layers, key=str), 0
     for condition, color in COLORS.items():
         found = curves.where(condition=condition, layer=last).over("stage")
         if found:
@@ -84,11 +84,14 @@ def _draw_rates(ax: Axes, results: Results) -> None:
             mean = np.array([found[key].mean for key in epochs])
             # Priming comes first: its epochs count down to the supervised ones.
             primed = max(curves.where(condition=condition).distinct("priming_epochs"), default=0)
+            begin = max(begin, primed)
             x = [int(key[0]) - primed for key in epochs]
             ax.plot(x, mean, color=color, label="neither" if condition == PLAIN else condition)
-    if ax.get_xlim()[0] < 0.0:
+    if begin:
         ax.axvline(0.5, color="0.7", lw=0.8, ls=":", zorder=0)
-    ax.set(xlabel="epoch (priming below 1)", ylabel=f"rate of layer {last} (Hz)")
+    ax.set(
+        xlabel="epoch (priming below 1)" if begin else "epoch", ylabel=f"rate of layer {last} (Hz)"
+    )
     ax.set_title(f"$\\sigma_U$ = {SMALL:g}", fontsize=7)
     ax.set_ylim(bottom=0.0)
     legend(ax, fontsize=6)

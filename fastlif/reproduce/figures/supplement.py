@@ -71,8 +71,8 @@ def _draw_rates(ax: Axes, results: Results, network: str, conditions: dict[str, 
         for i, (name, label) in enumerate(conditions.items())
     ]
     # Over the layers first, so that the band is the seeds'.
-    rates = results.table.where(metric="test_firing_rate", network=network).averaged("layer")
-    over_targets(ax, rates, "test_firing_rate", series)
+    of_network = results.table.where(network=network)
+    over_targets(ax, of_network.averaged("layer"), "test_firing_rate", series)
     ax.axhline(10.0, color="0.7", lw=0.8, ls=":", zorder=0)
     ax.set_ylabel("rate after training (Hz)")
     ax.set_ylim(bottom=0.0)
