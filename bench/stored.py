@@ -13,6 +13,7 @@ TITLES = {
     "loop-compiled": "compiled loop",
     "snntorch": "snnTorch",
     "spikingjelly": "SpikingJelly",
+    "spikingjelly-lif": "SpikingJelly LIFNode",
     "norse": "Norse",
     "lstm": "LSTM",
 }
