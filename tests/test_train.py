@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from fastlif.cli import app
+from fastlif.files import LOCK_NAME
 from fastlif.models import PRESETS, build
 from fastlif.train import default_config, initialize
 from fastlif.train.batches import epoch_batches, epoch_generator
@@ -65,7 +66,7 @@ def test_a_run_learns_and_writes_its_files(data: Path, tmp_path: Path, kind: str
     )
     assert scalars(out, "test/accuracy")[0][0] == summary["best_epoch"]
     assert sorted(path.name for path in out.iterdir()) == [
-        CHECKPOINT, "epochs.csv", "result.json", "tensorboard"
+        LOCK_NAME, CHECKPOINT, "epochs.csv", "result.json", "tensorboard"
     ]  # fmt: skip
 
 
