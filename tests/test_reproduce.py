@@ -107,7 +107,7 @@ def test_runs_of_the_full_size():
         r for r in plan.runs if r.config.seed == 3 and r.label().startswith("conv-7, Kaiming +")
     }
     assert run.config.initialization == "kaiming" and run.target is None
-    assert run.config.regularization.lower_strength == 1.0
+    assert run.config.regularization.lower_strength == 0.1
     assert run.config.regularization.upper_strength == 0.01  # the preset's own stays
     assert run.config.epochs == 200 and run.config.batch_size == 100
 

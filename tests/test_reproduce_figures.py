@@ -223,7 +223,7 @@ def test_what_differs_from_the_authors_is_said(tmp_path: Path) -> None:
 
     table = notes("table1")
     assert "10 % of the training samples of CIFAR-10 and DVS-Gesture for validation" in table
-    assert "strength of homeostasis, 1, chosen here" in table and "SGD" not in table
+    assert "strength of homeostasis, 0.1, chosen here" in table and "SGD" not in table
     assert "learning rate 0.01 on Randman" in notes("figS5")
     assert "learning rate of SGD, 1, chosen here" in notes("figS9")
     assert "unlike" not in notes("figS6") and "nothing is left out" not in notes("figS6")
