@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlif import PackedSpikes
+from fastlif import PackedSpikes, Sequential
 from fastlif.losses import lower_bound, max_over_time_cross_entropy, upper_bound
 from fastlif.models import Regularization
 from fastlif.optim import SMORMS3
@@ -39,6 +39,16 @@ class StepTime:
     def scaled(self, factor: float) -> StepTime:
         """For a sample `factor` times as long; the optimizer does not see time."""
         return StepTime(self.forward * factor, self.backward * factor, self.optimizer)
+
+
+def fused_forward(model: Sequential) -> Forward:
+    """fastlif's network as a `Forward`."""
+
+    def forward(spikes: Tensor | PackedSpikes) -> tuple[Tensor, list[Tensor]]:
+        output, _, counts = model(spikes, return_spike_counts=True)
+        return output, counts
+
+    return forward
 
 
 class Trainer:

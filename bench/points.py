@@ -28,7 +28,7 @@ from bench.check import (
     network_tensors,
 )
 from bench.machine import OtherPrograms
-from bench.measure import StepSpread, StepTime, Trainer, peak_rss
+from bench.measure import StepSpread, StepTime, Trainer, fused_forward, peak_rss
 from bench.opponents.loop import LoopNetwork
 from fastlif import LIFConv1d, LIFLinear, LIReadout, PackedSpikes, Sequential, extension
 from fastlif.models import ConvSize, Regularization
@@ -183,12 +183,7 @@ def trainer_and_input(
     targets = torch.randint(N_CLASSES, (network.batch,), generator=torch.Generator().manual_seed(2))
     if side == "loop":
         return Trainer(LoopNetwork(model), model, BOUNDS, targets), input.unpack()
-
-    def forward(spikes: Tensor | PackedSpikes) -> tuple[Tensor, list[Tensor]]:
-        output, _, counts = model(spikes, return_spike_counts=True)
-        return output, counts
-
-    return Trainer(forward, model, BOUNDS, targets), input
+    return Trainer(fused_forward(model), model, BOUNDS, targets), input
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from bench.alone import fresh_processes
 from bench.cases import Case
 from bench.check import CheckFailed, OpponentCheck, check_opponent
 from bench.machine import ROOT
-from bench.measure import StepTime, Trainer, launches, peak_rss
+from bench.measure import StepTime, Trainer, fused_forward, launches, peak_rss
 from bench.opponents import OPPONENTS
 from fastlif import PackedSpikes, Sequential
 
@@ -66,7 +66,7 @@ class Side:
         self.steps = case.n_steps if self.is_fastlif else case.loop_steps
         self.input = self._input()
         network: Any = copy.deepcopy(self.model)
-        forward: Any = _Fused(network)
+        forward: Any = fused_forward(network)
         if not self.is_fastlif:
             network = forward = OPPONENTS[name].build(self.model)
         self.trainer = Trainer(forward, network, case.bounds, case.targets())
@@ -108,17 +108,6 @@ class Side:
     def processor_seconds(self) -> float:
         """Processor time that this process has taken."""
         return time.process_time()
-
-
-class _Fused:
-    """fastlif's network as a `Forward`."""
-
-    def __init__(self, model: Sequential) -> None:
-        self.model = model
-
-    def __call__(self, spikes: Tensor | PackedSpikes) -> tuple[Tensor, list[Tensor]]:
-        output, _, counts = self.model(spikes, return_spike_counts=True)
-        return output, counts
 
 
 def serve(connection: Connection, name: str, case: Case, saved: Path, threads: int) -> None:

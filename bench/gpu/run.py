@@ -33,7 +33,7 @@ from bench.gpu.measure import (
     time_runs,
 )
 from bench.gpu.model import Estimate, predict_step
-from bench.measure import Spread, StepSpread
+from bench.measure import Forward, Spread, StepSpread, fused_forward
 from fastlif import PackedSpikes, Sequential
 from fastlif.ops import LayerTensors, stack
 
@@ -102,7 +102,7 @@ def build_trainer(
     """A trainer of the prepared network on a device, and its input there."""
     model = prepared.case.case.build(backend=backend, device=device)
     model.load_state_dict(prepared.weights)
-    return _trainer(prepared.case, model, _fused(model), device), prepared.input.to(device)
+    return _trainer(prepared.case, model, fused_forward(model), device), prepared.input.to(device)
 
 
 def run_step(
@@ -127,7 +127,7 @@ def run_step(
         input_density = input.count() / math.prod(input.shape)
         densities = [input_density, *(rate * DT for rate in firing_rates(model, given))]
         plans = network_plans(model, input)
-        trainer = _trainer(step, model, _fused(model), device)
+        trainer = _trainer(step, model, fused_forward(model), device)
         result = GpuResult(
             step.name, variant, case.describe(), dataclasses.asdict(check), densities, times={}
         )
@@ -258,18 +258,10 @@ def _recurrent_work(case: LayerCase, density: float) -> Work:
     )
 
 
-def _fused(model: Sequential) -> Callable[[Tensor | PackedSpikes], tuple[Tensor, list[Tensor]]]:
-    def forward(spikes: Tensor | PackedSpikes) -> tuple[Tensor, list[Tensor]]:
-        output, _, counts = model(spikes, return_spike_counts=True)
-        return output, counts
-
-    return forward
-
-
 def _trainer(
     step: StepCase,
     network: torch.nn.Module,
-    forward: Callable[[Tensor | PackedSpikes], tuple[Tensor, list[Tensor]]],
+    forward: Forward,
     device: torch.device,
 ) -> DeviceTrainer:
     targets = torch.randint(
