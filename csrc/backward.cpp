@@ -10,6 +10,8 @@ namespace FASTLIF_ISA {
 namespace {
 
 constexpr int64_t kSliceBytes = 1 << 20;         // of gradients between layers, kept in cache
+constexpr int64_t kLargeSliceBytes = 1 << 22;    // the same where weights are read from beyond the cache, less often then
+constexpr int kFewSamples = 8;                   // in a block, so that dense recurrence is a matrix product
 constexpr int64_t kPartialBytes = int64_t(1) << 29;  // of weight gradients summed per group of samples
 
 int64_t weight_elements(const Plan& plan) {
@@ -26,25 +28,31 @@ int64_t weight_elements(const Plan& plan) {
 template <class Real>
 Blocking choose_blocking(const Problem& problem) {
   int64_t per_step = 0;
-  bool dense_recurrence = false;
+  bool dense_recurrence = false, large_weights = false;
   for (const Layer& layer : problem.plan->layers) {
     // A pooling layer has gradients of its spikes alone.
     const int64_t currents = layer.kind == Kind::max_pool ? 0 : layer.halo_size();
     per_step += (layer.shape.padded_size() + currents) * int64_t(sizeof(Real));
     if (layer.n_inhibitory) per_step += layer.shape.height * layer.inhibition.halo_row() * int64_t(sizeof(Real));
-    dense_recurrence |= (layer.recurrent || layer.n_inhibitory) && layer.shape.positions() == 1;
+    if (layer.shape.positions() > 1) continue;
+    dense_recurrence |= layer.recurrent || layer.n_inhibitory;
+    large_weights |= (layer.has_weight() && is_large<Real>(layer.feedforward)) || (layer.recurrent && is_large<Real>(layer.recurrence));
   }
+  const int64_t slice = large_weights ? kLargeSliceBytes : kSliceBytes;
   Blocking blocking{1, kWordSteps, 0};
-  while (blocking.steps > 4 && blocking.steps * per_step > kSliceBytes) blocking.steps /= 2;
-  // With dense recurrence the rows of the matrix product are samples: shorter slices rather than fewer samples.
-  while (dense_recurrence && blocking.samples < kMostBlock) {
-    blocking.samples *= 2;
-    if (blocking.samples * blocking.steps * per_step > kSliceBytes && blocking.steps > 4) blocking.steps /= 2;
-  }
-  blocking.group = std::min<int64_t>(8, (problem.batch + 15) / 16);
+  blocking.group = large_weights ? std::clamp<int64_t>(problem.batch / 8, 1, kMostBlock)
+                                 : std::min<int64_t>(8, (problem.batch + 15) / 16);
   const int64_t partial = weight_elements(*problem.plan) * int64_t(sizeof(Real));
   while (blocking.group < problem.batch && problem.batch / blocking.group * partial > kPartialBytes) blocking.group *= 2;
-  blocking.samples = int(std::min<int64_t>(blocking.samples, blocking.group));
+  while (blocking.steps > 4 && blocking.steps * per_step > slice) blocking.steps /= 2;
+  // With dense recurrence the rows of the matrix product are samples: shorter slices rather than fewer samples.
+  const int wanted = large_weights ? kMostBlock : dense_recurrence ? kFewSamples : 1;
+  const int most_samples = int(std::min<int64_t>(blocking.group, wanted));
+  while (blocking.samples < most_samples) {
+    blocking.samples *= 2;
+    if (blocking.samples * blocking.steps * per_step > slice && blocking.steps > 4) blocking.steps /= 2;
+  }
+  blocking.samples = std::min(blocking.samples, most_samples);
   return blocking;
 }
 

@@ -7,6 +7,12 @@ namespace fastlif {
 namespace FASTLIF_ISA {
 namespace {  // a copy for each source file: forward and backward differ in contraction
 
+// Whether the weights of dense synapses are too large to stay in cache from one product to the next.
+template <class Real>
+bool is_large(const Connection& c) {
+  return c.in.positions() == 1 && c.packed_size() * int64_t(sizeof(Real)) >= 1 << 20;
+}
+
 template <class Real>
 struct TransposedWeights {
   Buffer<Real> feedforward, recurrence, inhibition;

@@ -34,7 +34,7 @@ class BackwardWorker {
       const int64_t n = blocking.samples * layer.shape.padded_size();
       s.grad_membrane.allocate(n), s.grad_current.allocate(n), s.grad_counts.allocate(n);
       s.grad_injected.allocate_zero(blocking.samples * layer.halo_size());
-      most_currents = std::max(most_currents, layer.halo_size());
+      most_currents = std::max(most_currents, layer.halo_size() * (is_large<Real>(layer.feedforward) ? blocking.samples : 1));
       most_channels = std::max({most_channels, layer.shape.channels, layer.feedforward.in.channels});
       if (!layer.detach_reset) s.next_charged.allocate(n);
       if (layer.n_inhibitory) s.inhibition.allocate(layer, blocking.samples, blocking.steps);
@@ -327,20 +327,31 @@ class BackwardWorker {
     const Layer& layer = plan_.layers[l];
     const Connection& c = layer.feedforward;
     const int64_t pitch = source.padded_size();
-    const bool narrow = c.in.padded_channels() == kBlock;
-    for (int r = 0; r < samples_; ++r) {
-      const Real* rows = current_row(l, r, 0);
-      if (narrow) transpose_rows(rows, layer.halo_size(), steps_, layer.halo_size(), transposed_.data());
-      for (int p = 0; p < c.in.positions(); ++p) {
-        const Product<Real> work{narrow ? transposed_.data() : rows, layer.halo_size(),
-                                 c.exact_targets.data() + c.first_target[p],
-                                 c.first_target[p + 1] - c.first_target[p],
-                                 weights_[l].feedforward.data(), c.in.padded_channels(),
-                                 to + int64_t(r) * blocking_.steps * pitch + int64_t(p) * source.padded_channels(), pitch,
-                                 false};
-        narrow ? product<InLayout::transposed>(work, steps_) : product<InLayout::strided>(work, steps_);
+    const int columns = c.in.padded_channels();
+    const bool large = is_large<Real>(c), transpose = large || columns == kBlock;
+    // All samples take a panel of large weights before the next one is read.
+    const int at_once = large ? int(Panel::kColumns) : columns;
+    for (int first = 0; first < columns; first += at_once)
+      for (int r = 0; r < samples_; ++r) {
+        const Real* rows = current_row(l, r, 0);
+        Real* const transposed = transposed_.data() + (large ? r * layer.halo_size() * kWordSteps : 0);
+        if (transpose && first == 0) transpose_rows(rows, layer.halo_size(), steps_, layer.halo_size(), transposed);
+        for (int p = 0; p < c.in.positions(); ++p) {
+          const Product<Real> work{transpose ? transposed : rows,
+                                   layer.halo_size(),
+                                   c.exact_targets.data() + c.first_target[p],
+                                   c.first_target[p + 1] - c.first_target[p],
+                                   weights_[l].feedforward.data(),
+                                   c.taps() * c.out.padded_channels(),
+                                   columns,
+                                   to + int64_t(r) * blocking_.steps * pitch + int64_t(p) * source.padded_channels(),
+                                   pitch,
+                                   false};
+          const int last = std::min(columns, first + at_once);
+          transpose ? product<InLayout::transposed>(work, steps_, first, last)
+                    : product<InLayout::strided>(work, steps_, first, last);
+        }
       }
-    }
   }
 
   void finish_input_gradient() {

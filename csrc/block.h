@@ -11,18 +11,26 @@ namespace fastlif {
 namespace FASTLIF_ISA {
 namespace {  // a copy for each source file: forward and backward differ in contraction
 
+// Calls visit(place in torch's (in, kernel_h, kernel_w), place in [in][kernel_h][slot]) for every weight of an output.
+template <class Visit>
+void visit_taps(const Connection& c, Visit visit) {
+  int64_t at = 0;
+  for (int64_t row = 0; row < int64_t(c.in.channels) * c.kernel_h; ++row)
+    for (int kx = 0; kx < c.kernel_w; ++kx) visit(at++, row * c.kernel_w + c.slot_of_tap[kx]);
+}
+
 // Torch weights (out, in, kernel_h, kernel_w) to [in][kernel_h][slot][out, padded], the order in which spikes read them.
 // row_pitch: distance between the weights of two outputs, which may have weights of other sources between them.
 template <class Real>
 void pack_weights(const Connection& c, const Real* weight, int64_t row_pitch, Buffer<Real>& packed) {
   const int out_channels = c.out.padded_channels();
   packed.allocate_zero(c.packed_size());
-  for (int o = 0; o < c.out.channels; ++o) {
-    const Real* row = weight + o * row_pitch;
-    for (int i = 0; i < c.in.channels; ++i)
-      for (int ky = 0; ky < c.kernel_h; ++ky)
-        for (int kx = 0; kx < c.kernel_w; ++kx)
-          packed[((int64_t(i) * c.kernel_h + ky) * c.kernel_w + c.slot_of_tap[kx]) * out_channels + o] = *row++;
+  for (int first = 0; first < c.out.channels; first += kBlock) {
+    const int outs = std::min(kBlock, c.out.channels - first);
+    visit_taps(c, [&](int64_t at, int64_t slot) {
+      Real* to = packed.data() + slot * out_channels + first;
+      for (int o = 0; o < outs; ++o) to[o] = weight[(first + o) * row_pitch + at];
+    });
   }
 }
 
@@ -35,12 +43,12 @@ void pack_weights(const Connection& c, const Real* weight, Buffer<Real>& packed)
 template <class Real>
 void unpack_weights(const Connection& c, const Real* packed, int64_t row_pitch, Real* weight) {
   const int out_channels = c.out.padded_channels();
-  for (int o = 0; o < c.out.channels; ++o) {
-    Real* row = weight + o * row_pitch;
-    for (int i = 0; i < c.in.channels; ++i)
-      for (int ky = 0; ky < c.kernel_h; ++ky)
-        for (int kx = 0; kx < c.kernel_w; ++kx)
-          *row++ = packed[((int64_t(i) * c.kernel_h + ky) * c.kernel_w + c.slot_of_tap[kx]) * out_channels + o];
+  for (int first = 0; first < c.out.channels; first += kBlock) {
+    const int outs = std::min(kBlock, c.out.channels - first);
+    visit_taps(c, [&](int64_t at, int64_t slot) {
+      const Real* from = packed + slot * out_channels + first;
+      for (int o = 0; o < outs; ++o) weight[(first + o) * row_pitch + at] = from[o];
+    });
   }
 }
 
@@ -49,17 +57,22 @@ void unpack_weights(const Connection& c, const Real* packed, Real* weight) {
   unpack_weights(c, packed, c.in.channels * c.taps(), weight);
 }
 
-// Packed weights to [kernel_h][slot][out, padded][in, padded], the order in which input gradients read them. Source
-// channels begin at column `first`; the columns around them are zero.
+// Packed weights to rows [kernel_h][slot][out, padded] with a column per source channel, padded, in the panels of
+// matmul.h, as input gradients read them. Source channels begin at column `first`; the columns around them are zero.
 template <class Real>
 void transpose_weights(const Connection& c, const Buffer<Real>& packed, Buffer<Real>& transposed, int first = 0) {
   const int64_t out_channels = c.out.padded_channels(), in_channels = padded(first + c.in.channels);
   transposed.allocate_zero(c.taps() * out_channels * in_channels);
-  for (int i = 0; i < c.in.channels; ++i)
-    for (int tap = 0; tap < c.taps(); ++tap)
-      for (int o = 0; o < c.out.channels; ++o)
-        transposed[(tap * out_channels + o) * in_channels + first + i] =
-            packed[(int64_t(i) * c.taps() + tap) * out_channels + o];
+  const int64_t n_rows = c.taps() * out_channels;
+  for (int64_t column = 0; column < in_channels; column += kBlock) {
+    const Panel panel(column, in_channels, n_rows);
+    const int64_t begin = std::max<int64_t>(column, first), end = std::min<int64_t>(column + kBlock, first + c.in.channels);
+    for (int64_t tap = 0; tap < c.taps(); ++tap)
+      for (int o = 0; o < c.out.channels; ++o) {
+        Real* to = transposed.data() + panel.at + (tap * out_channels + o) * panel.pitch - column;
+        for (int64_t i = begin; i < end; ++i) to[i] = packed[((i - first) * c.taps() + tap) * out_channels + o];
+      }
+  }
 }
 
 // (channels, positions) as torch stores it to channels last, `pitch` elements from one position to the next; what lies

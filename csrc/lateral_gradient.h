@@ -20,7 +20,9 @@ struct SampleRows {
 template <class Real>
 void add_lateral_gradient(const Connection& c, const Real* weights, int columns, const SampleRows<Real>& currents,
                           const SampleRows<Real>& spikes, int samples) {
-  Product<Real> p{currents.data, currents.pitch, c.row_targets.data(), 1, weights, columns, spikes.data, spikes.pitch, true};
+  const int64_t weight_rows = c.taps() * c.out.padded_channels();
+  Product<Real> p{currents.data, currents.pitch, c.row_targets.data(), 1, weights, weight_rows, columns,
+                  spikes.data, spikes.pitch, true};
   if (c.in.positions() == 1) {
     product<InLayout::strided>(p, samples);
     return;

@@ -16,7 +16,7 @@ namespace {  // a copy for each source file: forward and backward differ in cont
 enum class InLayout { strided, block, transposed };
 
 // out[r][0..columns) (+)= sum over segments s and k < s.length of
-//     in(row r, element s.out_halo + k) * weights[(s.tap + k) * columns + ...]
+//     in(row r, element s.out_halo + k) * weights(row s.tap + k, ...)
 // Each output is one chain of fused multiply-adds in the order of segments and k, whatever the number of rows: the
 // result of a row does not depend on which rows are computed with it.
 template <class Real>
@@ -25,7 +25,8 @@ struct Product {
   int64_t in_pitch;
   const Target* segments;
   int n_segments;
-  const Real* weights;
+  const Real* weights;  // in panels
+  int64_t weight_rows;
   int columns;
   Real* out;
   int64_t out_pitch;
@@ -37,6 +38,7 @@ void product_tile(const Product<Real>& p, int row, int column) {
   using S = Simd<Real>;
   typename S::vec sum[rows][vecs];
   constexpr bool transposed = layout == InLayout::transposed;
+  const Panel panel(column, p.columns, p.weight_rows);
   const int64_t in_pitch = transposed ? 1 : layout == InLayout::block ? kBlock : p.in_pitch;
   constexpr int in_step = transposed ? kWordSteps : 1;
   const Real* in = p.in + row * in_pitch;
@@ -48,8 +50,8 @@ void product_tile(const Product<Real>& p, int row, int column) {
       sum[r][v] = p.accumulate ? S::load(out + r * p.out_pitch + v * S::lanes) : typename S::vec{};
   for (int s = 0; s < p.n_segments; ++s) {
     const Real* a = in + int64_t(p.segments[s].out_halo) * in_step;
-    const Real* w = p.weights + int64_t(p.segments[s].tap) * p.columns + column;
-    for (int k = 0; k < p.segments[s].length; ++k, w += p.columns, a += in_step) {
+    const Real* w = p.weights + panel.at + p.segments[s].tap * panel.pitch;
+    for (int k = 0; k < p.segments[s].length; ++k, w += panel.pitch, a += in_step) {
       typename S::vec b[vecs];
 #pragma GCC unroll 4
       for (int v = 0; v < vecs; ++v) b[v] = S::load(w + v * S::lanes);
@@ -88,10 +90,10 @@ void product_rows(const Product<Real>& p, int n_rows, int column, std::index_seq
 
 // Few rows take wide tiles, for enough independent sums; many rows take narrow ones, which read the weights less often.
 template <InLayout layout, class Real>
-void product(const Product<Real>& p, int n_rows) {
+void product(const Product<Real>& p, int n_rows, int column, int end) {
   constexpr int lanes = Simd<Real>::lanes;
-  for (int column = 0; column < p.columns;) {
-    const int vecs = (p.columns - column) / lanes;
+  while (column < end) {
+    const int vecs = (end - column) / lanes;
     if (vecs >= 4 && n_rows <= most_rows(4)) {
       product_rows<Real, 4, layout>(p, n_rows, column, std::make_index_sequence<most_rows(4)>());
       column += 4 * lanes;
@@ -103,6 +105,11 @@ void product(const Product<Real>& p, int n_rows) {
       column += lanes;
     }
   }
+}
+
+template <InLayout layout, class Real>
+void product(const Product<Real>& p, int n_rows) {
+  product<layout>(p, n_rows, 0, p.columns);
 }
 
 // Rows of `steps` <= kWordSteps steps to the transposed layout; elements a multiple of 16, rows beyond `steps` undefined.

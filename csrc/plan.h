@@ -14,6 +14,18 @@ constexpr int kWordSteps = 32;  // time steps in one word of packed spikes
 
 inline int padded(int channels) { return (channels + kBlock - 1) / kBlock * kBlock; }
 
+// Where a matrix stores the columns from `column` on. Columns lie in panels of 64, one panel after the other and each row
+// by row: a product that takes a few columns of all rows then reads memory in order, whatever the number of columns.
+struct Panel {
+  static constexpr int64_t kColumns = 64;
+  int64_t at;     // of the column in row 0
+  int64_t pitch;  // from one row to the next
+  Panel(int64_t column, int64_t n_columns, int64_t n_rows) {
+    const int64_t first = column / kColumns * kColumns;
+    at = first * n_rows + column - first, pitch = n_columns - first < kColumns ? n_columns - first : kColumns;
+  }
+};
+
 struct Shape {
   int channels = 0, height = 0, width = 0;
   int positions() const { return height * width; }

@@ -33,7 +33,7 @@ void add_skip_gradient(const Connection& c, const Buffer<Real>& transposed, cons
       product<InLayout::strided>(
           Product<Real>{currents.data + r * currents.sample_pitch, currents.step_pitch,
                         c.exact_targets.data() + c.first_target[p], c.first_target[p + 1] - c.first_target[p],
-                        transposed.data(), c.in.padded_channels(),
+                        transposed.data(), c.taps() * c.out.padded_channels(), c.in.padded_channels(),
                         sources.row(r, 0) + int64_t(p) * sources.layer.padded_channels(), sources.layer.padded_size(), true},
           sources.steps);
 }

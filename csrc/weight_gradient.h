@@ -9,7 +9,7 @@ namespace fastlif {
 namespace FASTLIF_ISA {
 namespace {  // a copy for each source file: forward and backward differ in contraction
 
-constexpr int kMostBlock = 8;  // samples handled together, so that dense recurrence is a matrix product
+constexpr int kMostBlock = 32;  // samples handled together at most
 
 // Gradients of the injected current of a block of samples at the steps of a slice.
 template <class Real>

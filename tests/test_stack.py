@@ -72,6 +72,16 @@ def test_replay_rescaled_surrogate(target, case):
     check(replay(stack, torch.float32, exact=True, state=False, target=target), 1e-4, case)
 
 
+@pytest.mark.parametrize("precision", ["float64", "float32-half"])
+def test_replay_of_weights_larger_than_the_cache(precision):
+    """The CPU kernels read these in another order, for more samples at a time; ragged groups."""
+    dtype, exact, tolerance = PRECISIONS[precision]
+    case = Case("dense-large", 9, 275, (100,), channels=(530, 515))
+    found = replay(build(case), dtype, exact=exact)
+    check(found, tolerance, case)
+    assert all(0.01 < rate < 0.5 for rate in found.firing), found.firing
+
+
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 def test_every_instruction_set(isa):
     from fastlif import extension
