@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bench import compare, growth, readme
-from bench.cases import CASES, DEFAULT_CASES, QUICK_CASES
+from bench.cases import CASES, DEFAULT_CASES, KEY_CASES, KEY_REPEATS, QUICK_CASES, REPEATS, Case
 from bench.check import CheckFailed
 from bench.floors import measure_peak
 from bench.kernels import ENGINES, report_kernels
@@ -29,9 +29,19 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="check and time training steps")
     run.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     names = ",".join(OPPONENTS)
-    run.add_argument("--opponents", metavar="A,B", help=f"of {names}; default all that are here")
+    run.add_argument(
+        "--opponents",
+        metavar="A,B",
+        help=f"of {names}, or all; default: all that are here for {', '.join(KEY_CASES)}, "
+        "the plain loop for the others",
+    )
     run.add_argument("--threads", type=int, help="CPU threads (default: 2; 1 with --quick)")
-    run.add_argument("--repeats", type=int, help="timed steps of each side (default: 7)")
+    run.add_argument(
+        "--repeats",
+        type=int,
+        help=f"turns of each side (default: {KEY_REPEATS} where all opponents are the default, "
+        f"else {REPEATS})",
+    )
     run.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there too")
     run.add_argument(
         "--quick",
@@ -46,9 +56,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def chosen_opponents(options: argparse.Namespace) -> list[str]:
+def chosen_opponents(options: argparse.Namespace, case: Case) -> list[str]:
     """Opponents by name; exits with a message if one is unknown, or asked for and missing."""
-    if options.opponents is None:
+    if options.opponents is None and not case.is_key:
+        return ["loop"]
+    if options.opponents in (None, "all"):
         left_out = [name for name in OPPONENTS if options.quick and OPPONENTS[name].compiles]
         return [name for name in OPPONENTS if name not in left_out]
     names = [name for name in options.opponents.split(",") if name]
@@ -66,22 +78,21 @@ def run_cases(options: argparse.Namespace, command: str) -> int:
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser().error(f"unknown case {unknown[0]!r}: choose from {', '.join(CASES)}")
-    opponents = chosen_opponents(options)
-    defaults = (2, 1) if options.quick else (7, 2)
-    repeats, threads = (
-        default if value is None else value
-        for value, default in zip((options.repeats, options.threads), defaults, strict=True)
-    )
-    if repeats < 1 or threads < 1:
-        parser().error("--repeats and --threads must be at least 1")
+    names = options.cases or (QUICK_CASES if options.quick else DEFAULT_CASES)
+    opponents = {name: chosen_opponents(options, CASES[name]) for name in names}
+    threads = options.threads or (1 if options.quick else 2)
+    for name in ("repeats", "threads"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser().error(f"--{name} must be at least 1, got {getattr(options, name)}")
     torch.set_num_threads(threads)
     machine, peak = describe_machine(), measure_peak(quick=options.quick)
     print(machine_text(machine, peak), flush=True)
     results = []
-    for name in options.cases or (QUICK_CASES if options.quick else DEFAULT_CASES):
+    for name in names:
         case = CASES[name].quick() if options.quick else CASES[name]
+        repeats = options.repeats or (2 if options.quick else case.repeats)
         try:
-            results.append(run_case(case, repeats, peak, opponents))
+            results.append(run_case(case, repeats, peak, opponents[name]))
         except CheckFailed as failure:
             print(f"FAILED: {failure}", file=sys.stderr)
             return 1

@@ -1,8 +1,7 @@
-"""What is timed: networks and layers on Poisson spikes, every layer firing near a wanted rate."""
+"""What is timed: networks, and layers alone."""
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,28 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlif import (
-    LIFConv1d,
-    LIFConv2d,
-    LIFLinear,
-    LIReadout,
-    PackedSpikes,
-    Sequential,
-    extension,
-)
-from fastlif.init import fluctuation_driven_
+from fastlif import LIFConv1d, LIFConv2d, LIFLinear, LIReadout, Sequential
 from fastlif.layers.base import StackLayer
 from fastlif.models import Preset, Regularization, build, preset
-from fastlif.spikes import WORD_STEPS, n_words, spatial_shape
 
 DT = 2e-3  # seconds per step
 INPUT_RATE = 12.0  # Hz
 TARGET_RATE = 10.0  # Hz, of every spiking layer
 RATE_RANGE = (8.0, 12.0)  # Hz, in which the measured rates must lie where TARGET_RATE is wanted
 TUNING_SAMPLES = 32
-SIGMA_U_RANGE = (0.2, 4.0)
-TUNING_ROUNDS = 12
 CHECK_STEPS = 100
+KEY_REPEATS, REPEATS = 7, 3  # turns of every side
 
 
 @dataclass(frozen=True)
@@ -68,7 +56,8 @@ class Case:
 
     `loop_steps` is the number of steps that opponents are given; their time per step does not
     depend on it (each step runs the same operations on tensors of the same size), so their forward
-    and backward times are scaled by n_steps / loop_steps.
+    and backward times are scaled by n_steps / loop_steps. Their memory is measured over
+    `memory_steps`.
     """
 
     name: str
@@ -86,6 +75,13 @@ class Case:
     target_rate: float = TARGET_RATE  # Hz, of every spiking layer
     tuning_samples: int = TUNING_SAMPLES  # of the batch, to find weights that fire as wanted
     check_steps: int = CHECK_STEPS  # more where deep layers stay silent for many steps
+    memory_steps: int | None = None  # None: loop_steps
+    is_key: bool = False  # timed beside all opponents, not the plain loop alone, and in more turns
+
+    @property
+    def repeats(self) -> int:
+        """Turns of every side that are timed unless a number is given."""
+        return KEY_REPEATS if self.is_key else REPEATS
 
     @property
     def network(self) -> Preset:
@@ -144,7 +140,14 @@ class Case:
     def quick(self) -> Case:
         """The same network on a batch small enough for a test."""
         n_steps = 60 if self.check_steps == CHECK_STEPS else self.check_steps
-        return replace(self, batch=8, n_steps=n_steps, loop_steps=n_steps // 2, design_floor=None)
+        return replace(
+            self,
+            batch=8,
+            n_steps=n_steps,
+            loop_steps=n_steps // 2,
+            memory_steps=None if self.memory_steps is None else n_steps,
+            design_floor=None,
+        )
 
     def describe(self) -> str:
         """Sizes in one line."""
@@ -161,7 +164,7 @@ class Case:
 
 def _wide(neurons: int) -> Case:
     name = f"dense-recurrent-{neurons}"
-    return Case(name, "shd-dense", True, 400, 350, 350, design_floor=None, neurons=neurons)
+    return Case(name, "shd-dense", True, 400, 350, 50, design_floor=None, neurons=neurons)
 
 
 def _dense_at(percent: float) -> Case:
@@ -187,14 +190,25 @@ def _linear_lif(neurons: int) -> Case:
     a gradient, and clocks that do not wait for the device. Here the input is spikes.
     """
     layer = Layer((neurons,), neurons, bias=True)
-    return _alone(f"linear-lif-{neurons}", layer, 16, 500)
+    case = _alone(f"linear-lif-{neurons}", layer, 16, 500)
+    return replace(case, is_key=True) if neurons == 512 else replace(case, loop_steps=50)
 
 
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        Case("dense-recurrent", "shd-dense", True, 400, 350, 350, design_floor=0.08),
-        Case("shd-conv3", "shd-conv3", True, 400, 350, 50, design_floor=1.1),
+        Case("dense-recurrent", "shd-dense", True, 400, 350, 350, design_floor=0.08, is_key=True),
+        Case(
+            "shd-conv3",
+            "shd-conv3",
+            True,
+            400,
+            350,
+            50,
+            design_floor=1.1,
+            memory_steps=350,
+            is_key=True,
+        ),
         Case("dense-recurrent-160", "shd-dense160", True, 400, 350, 350, design_floor=None),
         *(_wide(neurons) for neurons in (256, 512, 1024)),
         Case("dalian-dense", "shd-dalian", True, 400, 350, 350, design_floor=None),
@@ -226,92 +240,6 @@ CASES: dict[str, Case] = {
 # Weights, their gradients and the optimizer's states take 5 GB: run only when it is named.
 LARGE = ("linear-lif-16384",)
 DEFAULT_CASES = tuple(name for name in CASES if name not in LARGE)
+KEY_CASES = tuple(name for name in CASES if CASES[name].is_key)
 # What `--quick` runs unless cases are named: every kind of layer.
 QUICK_CASES = ("dense-recurrent", "shd-conv3", "dalian-dense", "layer-conv2d")
-
-
-def poisson_input(case: Case) -> PackedSpikes:
-    """Independent spikes at the case's rate, at most one per step and input."""
-    generator = torch.Generator().manual_seed(1)
-    shape = (case.n_steps, case.batch, *case.input_features)
-    spikes = torch.rand(shape, generator=generator) < case.input_rate * DT
-    if extension.is_available():
-        return PackedSpikes.pack(spikes.float())
-    return pack_with_torch(spikes)
-
-
-def pack_with_torch(spikes: torch.Tensor) -> PackedSpikes:
-    """Pack a bool (time, batch, *features) tensor without fastlif's kernels, on any device."""
-    n_steps, batch, *features = spikes.shape
-    channels, height, width = spatial_shape(features)
-    bits = spikes.reshape(n_steps, batch, channels, height * width).transpose(2, 3).flatten(2)
-    padded = bits.new_zeros(WORD_STEPS * n_words(n_steps), batch, bits.shape[2])
-    padded[:n_steps] = bits
-    weights = 2 ** torch.arange(WORD_STEPS, device=spikes.device).view(1, -1, 1, 1)
-    words = (padded.unflatten(0, (-1, WORD_STEPS)) * weights).sum(1)
-    words = torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
-    return PackedSpikes(words, n_steps, tuple(features))
-
-
-def build_network(
-    case: Case, input: PackedSpikes, tuning_samples: int | None = None
-) -> tuple[Sequential, list[float]]:
-    """A network whose layers fire near the case's rate, and the sigma_u of each that does it.
-
-    The weights are fluctuation-driven at the measured rate of each layer's input. Every sigma_u is
-    found by bisection, from the first layer to the last: a layer's rate rises with its sigma_u and
-    does not depend on the layers behind it.
-    """
-    model = case.build(backend=None if extension.is_available() else "reference")
-    signal: Tensor | PackedSpikes = input[: tuning_samples or case.tuning_samples]
-    sigma_u = []
-    with torch.no_grad():
-        for layer in model:
-            if isinstance(layer, LIReadout):
-                fluctuation_driven_(layer, data=signal, generator=torch.Generator().manual_seed(0))
-            elif isinstance(layer, StackLayer):
-                sigma_u.append(_tune(case, layer, signal, seed=len(sigma_u)))
-            signal = layer(signal)
-    rates = firing_rates(model, input)
-    slowest, fastest = (rate * case.target_rate / TARGET_RATE for rate in RATE_RANGE)
-    if not all(slowest <= rate <= fastest for rate in rates):
-        raise ValueError(
-            f"every layer of case {case.name!r} must fire at {slowest:g} to {fastest:g} Hz, "
-            f"got {rates}"
-        )
-    return model, sigma_u
-
-
-def _tune(case: Case, layer: StackLayer, signal: Tensor | PackedSpikes, seed: int) -> float:
-    """Draw the layer's weights with the sigma_u, which is returned, that gives the case's rate."""
-    if isinstance(signal, Tensor):
-        density = float(signal.mean())
-    else:
-        density = signal.count() / math.prod(signal.shape)
-    low, high = SIGMA_U_RANGE
-    high *= max(1.0, case.target_rate / TARGET_RATE) ** 0.5
-    sigma_u = 1.0
-    for tuning_round in range(TUNING_ROUNDS + 1):
-        # The same random numbers every time: only their scale changes with sigma_u.
-        fluctuation_driven_(
-            layer,
-            rate=density / DT,
-            sigma_u=sigma_u,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        if tuning_round == TUNING_ROUNDS:
-            break
-        counts = layer(signal, return_spike_counts=True).spike_counts
-        if float(counts.mean()) / (signal.shape[0] * DT) < case.target_rate:
-            low = sigma_u
-        else:
-            high = sigma_u
-        sigma_u = (low * high) ** 0.5
-    return sigma_u
-
-
-def firing_rates(model: Sequential, input: PackedSpikes) -> list[float]:
-    """Mean rate of every spiking layer, in Hz."""
-    with torch.no_grad():
-        counts = model(input, return_spike_counts=True).spike_counts
-    return [float(count.mean()) / (input.n_steps * DT) for count in counts]

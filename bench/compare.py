@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from bench.cases import CASES, DT, Case, build_network, poisson_input
+from bench.cases import CASES, DT, Case
 from bench.machine import ROOT
+from bench.networks import build_network, poisson_input
 from bench.trees import CannotCompare, build_extension, worktree
 
 KEY_CASES = ("dense-recurrent", "shd-conv3", "dalian-dense", "randman")

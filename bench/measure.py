@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
 import math
 import statistics
 import time
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlif import PackedSpikes, Sequential
+from fastlif import PackedSpikes, Sequential, extension
 from fastlif.losses import lower_bound, max_over_time_cross_entropy, upper_bound
 from fastlif.models import Regularization
 from fastlif.optim import SMORMS3
@@ -192,3 +194,22 @@ def peak_rss(run: Callable[[], object]) -> int | None:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what is free: used again, it would hide memory that a step takes."""
+    gc.collect()
+    if extension.is_available():
+        extension.load().release_pool()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def resident_bytes() -> int | None:
+    """Resident memory of this process now; None outside Linux."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) * 1024

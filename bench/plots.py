@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.stored import Content, median, opponents, own_side, title
+from bench.stored import Content, opponents, own_side, ratio, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,29 +58,36 @@ def _save(make: Callable[[Content], Figure], content: Content, path: Path) -> No
 
 
 def ratios(content: Content) -> Figure:
-    """Bars: how many times longer than fastlif every opponent takes, by case."""
+    """Bars: how many times longer than fastlif every opponent takes, by case, side by side."""
     from fastlif.plots.style import BLACK, CYCLE, PAGE, figure
 
     cases = content["cases"]
     names = list(dict.fromkeys(name for case in cases for name in opponents(case)))
     made = figure(PANEL + 15.0, PAGE)
     axes = made.add_subplot()
-    width = 0.8 / max(1, len(names))
+    begins, end = [], 0  # places of the first bar of every case, and one behind the last
+    for case in cases:
+        begins.append(end)
+        end += len(opponents(case)) + 1
     for index, name in enumerate(names):
         places, heights = [], []
-        for place, case in enumerate(cases):
-            side = opponents(case).get(name)
-            if side is not None:
-                places.append(place + (index - (len(names) - 1) / 2) * width)
-                heights.append(median(side) / median(own_side(case["sides"])))
+        for begin, case in zip(begins, cases, strict=True):
+            others = opponents(case)
+            if name in others:
+                places.append(begin + list(others).index(name))
+                heights.append(ratio(own_side(case["sides"]), others[name]))
         color = CYCLE[1:][index % (len(CYCLE) - 1)]
-        bars = axes.bar(places, heights, width, label=title(name), color=color)
+        bars = axes.bar(places, heights, label=title(name), color=color)
         axes.bar_label(bars, fmt="%.1f", fontsize=5.0)
     axes.axhline(1.0, color=BLACK, linewidth=0.6)
     axes.set_yscale("log")
     _plain_numbers(axes.yaxis)
     axes.margins(y=0.15)
-    axes.set_xticks(range(len(cases)), [case["case"]["name"] for case in cases], rotation=20)
+    middles = [
+        begin + (len(opponents(case)) - 1) / 2 for begin, case in zip(begins, cases, strict=True)
+    ]
+    labels = [case["case"]["name"] for case in cases]
+    axes.set_xticks(middles, labels, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_ylabel("training step, times fastlif's")
     axes.legend(ncols=3)
     return made

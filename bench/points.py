@@ -7,13 +7,10 @@ point and side.
 from __future__ import annotations
 
 import copy
-import ctypes
 import dataclasses
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +25,17 @@ from bench.check import (
     network_tensors,
 )
 from bench.machine import OtherPrograms
-from bench.measure import StepSpread, StepTime, Trainer, fused_forward, peak_rss
+from bench.measure import (
+    StepSpread,
+    StepTime,
+    Trainer,
+    fused_forward,
+    peak_rss,
+    release_freed_memory,
+    resident_bytes,
+)
 from bench.opponents.loop import LoopNetwork
-from fastlif import LIFConv1d, LIFLinear, LIReadout, PackedSpikes, Sequential, extension
+from fastlif import LIFConv1d, LIFLinear, LIReadout, PackedSpikes, Sequential
 from fastlif.models import ConvSize, Regularization
 from fastlif.ops.reference import stack
 from fastlif.spikes import WORD_STEPS
@@ -240,21 +245,3 @@ def layer_densities(
     with torch.no_grad():
         _, counts = forward(input)
     return [float(count.mean()) / n_steps for count in counts]
-
-
-def release_freed_memory() -> None:
-    """Give back to the system what is free: used again, it would hide memory that a step takes."""
-    gc.collect()
-    extension.load().release_pool()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
-
-
-def resident_bytes() -> int | None:
-    """Resident memory of this process now; None outside Linux."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024

@@ -22,7 +22,9 @@ from bench.stored import (
     median,
     opponents,
     own_side,
+    ratio,
     read_results,
+    step_bytes,
     title,
 )
 from bench.text import BUSY
@@ -63,12 +65,19 @@ def machine_text(content: Content) -> str:
     return f"{where}; torch {machine['torch']}, commit {machine['commit']}; `{content['command']}`."
 
 
-def run_table(content: Content) -> str:
-    """The cases of a run: fastlif's times, the others' and by how much these are longer."""
-    names = list(dict.fromkeys(name for case in content["cases"] for name in opponents(case)))
+def run_tables(content: Content) -> list[str]:
+    """The cases of a run, those beside one opponent alone in a table of their own."""
+    several = [case for case in content["cases"] if len(opponents(case)) > 1]
+    others = [case for case in content["cases"] if len(opponents(case)) <= 1]
+    return [_run_table(cases) for cases in (several, others) if cases]
+
+
+def _run_table(cases: Sequence[Content]) -> str:
+    """fastlif's times, the others' and by how much these are longer."""
+    names = list(dict.fromkeys(name for case in cases for name in opponents(case)))
     head = ["one training step", "batch, steps", "fastlif", *map(title, names)]
-    head += ["fastest opponent", "share of floor", "peak memory", "of the opponents, least"]
-    rows = [_row(case, names) for case in content["cases"]]
+    head += ["fastest opponent", "share of floor", "memory of a step", "of the opponents, least"]
+    rows = [_row(case, names) for case in cases]
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -86,25 +95,37 @@ def _row(case: Content, names: Sequence[str]) -> list[str]:
         side = others.get(name)
         row.append("-" if side is None else f"{seconds_text(median(side))}, {_ratio(own, side)}")
     rivals = {name: side for name, side in others.items() if name not in YARDSTICKS}
-    fastest = min(rivals.values(), key=median, default=None)
-    row.append("-" if fastest is None else f"**{_ratio(own, fastest)}**")
+    fastest = min((ratio(own, side) for side in rivals.values()), default=None)
+    row.append("-" if fastest is None else f"**{fastest:.1f}x**")
     row.append(f"{case['floor'] / median(own):.0%}")
-    row.append(bytes_text(own["peak_rss"]))
-    return [*row, _least_memory(rivals, sizes["n_steps"])]
+    row.append(_memory_text(own))
+    return [*row, _least_memory(own, rivals, sizes["n_steps"])]
 
 
 def _ratio(own: Content, other: Content) -> str:
-    return f"{median(other) / median(own):.1f}x"
+    return f"{ratio(own, other):.1f}x"
 
 
-def _least_memory(sides: dict[str, Content], n_steps: int) -> str:
-    """The smallest peak, with the steps it belongs to where they are not all."""
-    known = [side for side in sides.values() if side["peak_rss"] is not None]
-    if not known:
+def _memory_text(side: Content) -> str:
+    """What a step takes, and the peak of the whole process."""
+    return f"{bytes_text(step_bytes(side))} ({bytes_text(side['peak_rss'])})"
+
+
+def _least_memory(own: Content, sides: dict[str, Content], n_steps: int) -> str:
+    """The same of the side whose step takes least, and how many times fastlif's that is.
+
+    Where its memory was measured over fewer steps than all, these in place of how many times.
+    """
+    known = {name: step_bytes(side) for name, side in sides.items()}
+    sizes = {name: size for name, size in known.items() if size is not None}
+    if not sizes:
         return "-"
-    least = min(known, key=lambda side: side["peak_rss"])
-    steps = least.get("steps", n_steps)
-    return bytes_text(least["peak_rss"]) + ("" if steps == n_steps else f" ({steps} steps)")
+    name = min(sizes, key=lambda name: sizes[name])
+    steps, mine = sides[name].get("memory_steps", n_steps), step_bytes(own)
+    text = _memory_text(sides[name])
+    if steps != n_steps:
+        return f"{text}, {steps} steps alone"
+    return text if not mine else f"{text}, **{sizes[name] / mine:.1f}x**"
 
 
 def run_notes(content: Content) -> list[str]:
@@ -157,9 +178,8 @@ def _slope_text(series: Content, side: str, last: float) -> str:
 
 def bytes_beside(side: Content) -> int | None:
     """What a step took beside what the process held before and what it kept for backward."""
-    if side["peak_rss"] is None or side["resident_before"] is None:
-        return None
-    return max(0, side["peak_rss"] - side["resident_before"] - side["kept_bytes"])
+    size = step_bytes(side)
+    return None if size is None else max(0, size - side["kept_bytes"])
 
 
 def depth_text(content: Content) -> str:
@@ -182,7 +202,7 @@ def speed_text(results: dict[str, Content], folder: str) -> str:
     for name, content in results.items():
         if content.get("cases"):
             notes = [f"- {note}" for note in run_notes(content)]
-            parts += [run_table(content), _columns_text() + machine_text(content)]
+            parts += [*run_tables(content), _columns_text() + machine_text(content)]
             parts += ["\n".join(notes)] if notes else []
         if content.get("series"):
             parts += [growth_table(content), "Log-log slopes. " + machine_text(content)]
@@ -195,7 +215,9 @@ def speed_text(results: dict[str, Content], folder: str) -> str:
 def _columns_text() -> str:
     return (
         "Medians, fastlif's with the smallest and the largest; of the others also how many times "
-        "longer they take. Peak memory is that of the whole process. "
+        "longer they take, the median over turns side by side. Memory is what a training step "
+        "takes beside what the process held before it (in brackets the peak of the process, "
+        "PyTorch included). "
     )
 
 

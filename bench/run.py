@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.cases import DT, Case, build_network, firing_rates, poisson_input
+from bench.cases import DT, Case
 from bench.check import CheckResult, OpponentCheck, check, network_plans
 from bench.floors import Peak, Work, count_work
 from bench.machine import OtherPrograms
-from bench.measure import StepSpread, StepTime
+from bench.measure import Spread, StepSpread, StepTime
+from bench.networks import build_network, firing_rates, poisson_input
 from bench.opponents import OPPONENTS
 from bench.worker import (
     FASTLIF,
@@ -33,14 +34,24 @@ class SideResult:
     """What is reported of fastlif or of an opponent; times in seconds."""
 
     times: StepSpread  # scaled from `steps` to the steps of the case
+    ratio: Spread  # of its time to fastlif's in the same round, step by step
     steps: int  # that were run
     kept_bytes: int  # by autograd between forward and backward, over `steps`
-    peak_rss: int | None  # bytes, of the whole process during a step
+    memory_steps: int  # that a step was given whose memory was measured
+    peak_rss: int | None  # bytes, of the whole process during that step
+    resident_before: int | None  # of the process before that step: PyTorch, data and parameters
     launches: int | None  # of a training step over `steps`
     compile_seconds: float | None
     import_seconds: float | None  # beyond torch's; None if it imports nothing else
     difference: str  # "" if it computes what fastlif computes
     check: OpponentCheck | None  # of opponents
+
+    @property
+    def step_bytes(self) -> int | None:
+        """Memory that a step takes beside what the process held before it."""
+        if self.peak_rss is None or self.resident_before is None:
+            return None
+        return self.peak_rss - self.resident_before
 
 
 @dataclass(frozen=True)
@@ -67,12 +78,6 @@ class Result:
         return self.sides[FASTLIF]
 
     @property
-    def ratios(self) -> dict[str, float]:
-        """How many times longer the sides take than fastlif, all median."""
-        own = self.fastlif.times.step.median
-        return {name: side.times.step.median / own for name, side in self.sides.items()}
-
-    @property
     def share_of_floor(self) -> float:
         """Counted floor over measured time."""
         return self.floor / self.fastlif.times.step.median
@@ -90,7 +95,7 @@ class Result:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        derived = ("ratios", "share_of_floor", "share_of_design_floor")
+        derived = ("share_of_floor", "share_of_design_floor")
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 
 
@@ -139,7 +144,7 @@ def run_case(
 def _time_sides(
     case: Case, names: Sequence[str], saved: Path, repeats: int, skipped: dict[str, str]
 ) -> tuple[dict[str, SideResult], float | None]:
-    """The sides in turn, one step at a time; an opponent that fails is added to `skipped`."""
+    """The sides in turn, round after round; an opponent that fails is added to `skipped`."""
     workers: dict[str, Worker] = {}
     times: dict[str, list[StepTime]] = {}
     facts: dict[str, Facts] = {}
@@ -166,13 +171,16 @@ def _time_sides(
         )
         for _ in range(repeats):
             for name in list(workers):
-                step = ask(name, "step")
-                if step is not None:
-                    times[name].append(step)
+                turn = ask(name, "turn")
+                if turn is not None:
+                    times[name].append(turn)
         others_share = others.share()
     sides = {
         name: SideResult(
             times=StepSpread.of(times[name]),
+            ratio=Spread.of(
+                one.step / own.step for one, own in zip(times[name], times[FASTLIF], strict=True)
+            ),
             import_seconds=_import_seconds(name),
             difference=OPPONENTS[name].difference if name in OPPONENTS else "",
             **vars(facts[name]),

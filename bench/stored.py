@@ -61,6 +61,19 @@ def median(side: Content, part: str = "step") -> float:
     return side["times"][part]["median"]
 
 
+def ratio(own: Content, side: Content) -> float:
+    """How many times longer a side takes: of its turns beside fastlif's, where it took turns."""
+    paired = side.get("ratio")
+    return paired["median"] if paired is not None else median(side) / median(own)
+
+
+def step_bytes(side: Content) -> int | None:
+    """Memory that a step takes beside what the process held before it; None where unknown."""
+    if side["peak_rss"] is None or side.get("resident_before") is None:
+        return None
+    return side["peak_rss"] - side["resident_before"]
+
+
 def title(side: str) -> str:
     """A side as tables and plots name it."""
     return TITLES.get(side, side)

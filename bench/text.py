@@ -87,7 +87,7 @@ def _opponent_check_text(check: OpponentCheck) -> str:
 
 def _side_text(result: Result, name: str, side: SideResult) -> str:
     case = result.case
-    notes = [f"{result.ratios[name]:.2f} x fastlif"]
+    notes = [f"{side.ratio.median:.2f} x fastlif"]
     if name in OPPONENTS:
         notes[0] += f", {OPPONENTS[name].title}"
     else:
@@ -96,7 +96,10 @@ def _side_text(result: Result, name: str, side: SideResult) -> str:
     if side.steps != case.n_steps:
         notes.append(f"measured over {side.steps} steps and scaled to {case.n_steps}")
     notes.append(f"kept {result.kept_per_neuron_step(name):.3f} bytes per neuron-step")
-    notes.append(f"peak RSS {_gigabytes(side.peak_rss)}")
+    memory = f"{_gigabytes(side.step_bytes)} during a step, peak RSS {_gigabytes(side.peak_rss)}"
+    if side.memory_steps != side.steps:
+        memory += f" over {side.memory_steps} steps"
+    notes.append(memory)
     if side.launches is not None:
         notes.append(f"{side.launches} launches")
     if side.compile_seconds is not None:

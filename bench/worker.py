@@ -23,11 +23,20 @@ from bench.alone import fresh_processes
 from bench.cases import Case
 from bench.check import CheckFailed, OpponentCheck, check_opponent
 from bench.machine import ROOT
-from bench.measure import StepTime, Trainer, fused_forward, launches, peak_rss
+from bench.measure import (
+    StepTime,
+    Trainer,
+    fused_forward,
+    launches,
+    peak_rss,
+    release_freed_memory,
+    resident_bytes,
+)
 from bench.opponents import OPPONENTS
 from fastlif import PackedSpikes, Sequential
 
 FASTLIF, FASTLIF_FLOAT = "fastlif", "fastlif-float"
+TURN_SECONDS = 0.5  # of steps one after the other, at least: others' data is out of the caches then
 
 
 class SideFailed(Exception):
@@ -39,8 +48,10 @@ class Facts:
     """What a side tells of its steps before they are timed."""
 
     steps: int  # that it runs
-    peak_rss: int | None  # bytes, of the whole process during a step
-    kept_bytes: int  # by autograd between forward and backward
+    memory_steps: int  # that a step was given whose memory was measured
+    peak_rss: int | None  # bytes, of the whole process during that step
+    resident_before: int | None  # of the process before that step: PyTorch, data and parameters
+    kept_bytes: int  # by autograd between forward and backward, over `steps`
     launches: int | None  # of a training step over `steps`; None where they cannot be seen
     compile_seconds: float | None  # of the first step beyond the second; None if nothing compiles
     check: OpponentCheck | None  # None of fastlif, which has been checked before
@@ -64,46 +75,61 @@ class Side:
         self.packed = input
         self.is_fastlif = name in (FASTLIF, FASTLIF_FLOAT)
         self.steps = case.n_steps if self.is_fastlif else case.loop_steps
-        self.input = self._input()
+        self.input = self._input(self.steps)
         network: Any = copy.deepcopy(self.model)
         forward: Any = fused_forward(network)
         if not self.is_fastlif:
             network = forward = OPPONENTS[name].build(self.model)
         self.trainer = Trainer(forward, network, case.bounds, case.targets())
 
-    def _input(self) -> Tensor | PackedSpikes:
+    def _input(self, steps: int) -> Tensor | PackedSpikes:
         if self.name == FASTLIF and not self.case.input_gradient:
             return self.packed
         spikes = self.packed.unpack()
-        if self.steps != len(spikes):
-            spikes = spikes[: self.steps].clone()
+        if steps != len(spikes):
+            spikes = spikes[:steps].clone()
         return spikes.requires_grad_(self.case.input_gradient)
 
     def prepare(self) -> Facts:
         """Everything but the times. Raises CheckFailed where results are wrong."""
         first = self.trainer.step(self.input).step
-        again: list[StepTime] = []
-        peak = peak_rss(lambda: again.append(self.trainer.step(self.input)))
+        again = self.trainer.step(self.input).step
         opponent = OPPONENTS.get(self.name)
         compiles = opponent is not None and opponent.compiles
+        memory_steps = self.steps if self.is_fastlif else self.case.memory_steps or self.steps
+        before, peak = self._memory(memory_steps)
         return Facts(
             steps=self.steps,
+            memory_steps=memory_steps,
             peak_rss=peak,
+            resident_before=before,
             kept_bytes=self.trainer.kept_bytes(self.input),
             # What is compiled for a CPU shows no operators.
             launches=None if compiles else launches(lambda: self.trainer.step(self.input)),
-            compile_seconds=first - again[0].step if compiles else None,
+            compile_seconds=first - again if compiles else None,
             check=self._check(),
         )
+
+    def _memory(self, steps: int) -> tuple[int | None, int | None]:
+        """Resident bytes before a step over so many steps, and the most while it runs."""
+        input = self.input if steps == self.steps else self._input(steps)
+        release_freed_memory()
+        before = resident_bytes()
+        return before, peak_rss(lambda: self.trainer.step(input))
 
     def _check(self) -> OpponentCheck | None:
         if self.is_fastlif:
             return None
         return check_opponent(self.case, OPPONENTS[self.name], self.model, self.packed)
 
-    def step(self) -> StepTime:
-        """One timed step, scaled to the steps of the case."""
-        return self.trainer.step(self.input).scaled(self.case.n_steps / self.steps)
+    def turn(self) -> StepTime:
+        """The median of timed steps one after the other, scaled to the steps of the case."""
+        times: list[StepTime] = []
+        end = time.monotonic() + TURN_SECONDS
+        while not times or time.monotonic() < end:
+            times.append(self.trainer.step(self.input))
+        times.sort(key=lambda one: one.step)
+        return times[len(times) // 2].scaled(self.case.n_steps / self.steps)
 
     def processor_seconds(self) -> float:
         """Processor time that this process has taken."""

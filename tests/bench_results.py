@@ -25,18 +25,19 @@ def side(seconds: float, **fields: Any) -> dict[str, Any]:
 
 
 def run_content() -> dict[str, Any]:
-    """Two cases; one opponent of the second is missing, one has other equations."""
+    """Three cases; one opponent of the second is missing, one has other equations."""
     first = {
         "fastlif": side(0.1),
         "loop": side(0.7, peak_rss=2_500_000_000),
-        "snntorch": side(1.5, difference="resets one step later"),
+        "snntorch": side(1.5, peak_rss=420_000_000, difference="resets one step later"),
         "lstm": side(0.3),
     }
     second = {
         "fastlif": side(1.25),
-        "loop": side(10.0, steps=50, peak_rss=3_000_000_000),
+        "loop": side(10.0, steps=50, memory_steps=50, peak_rss=3_000_000_000),
         "loop-compiled": side(8.0, compile_seconds=61.0, peak_rss=3_500_000_000),
     }
+    third = {"fastlif": side(0.2), "loop": side(0.9, ratio=spread(4.0))}
     sizes = {"batch": 400, "n_steps": 350}
     return {
         **origin("python -m bench run --json results/cpu.json"),
@@ -54,6 +55,13 @@ def run_content() -> dict[str, Any]:
                 "sides": second,
                 "skipped": {"snntorch": "not installed"},
                 "others_share": 0.2,
+            },
+            {
+                "case": {"name": "wide", **sizes},
+                "floor": 0.05,
+                "sides": third,
+                "skipped": {},
+                "others_share": 0.0,
             },
         ],
     }

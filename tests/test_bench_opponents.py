@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import bench.opponents
-from bench.cases import CASES, build_network, poisson_input
+from bench.cases import CASES
 from bench.check import CheckFailed, check_opponent, check_slice, network_plans, network_tensors
+from bench.networks import build_network, poisson_input
 from bench.opponents import OPPONENTS
 from bench.opponents.delayed import Constants
 from bench.opponents.rule import Rule, trace, unfiltered_gain

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.cases import pack_with_torch
 from bench.check import CheckFailed
 from bench.gpu import __main__ as gpu
 from bench.gpu import profile, run, sanitize
@@ -21,6 +20,7 @@ from bench.gpu.cases import GPU_CASES
 from bench.gpu.check import check_stack
 from bench.gpu.measure import Memory, Stopwatch, time_runs
 from bench.gpu.report import KEPT
+from bench.networks import pack_with_torch
 from fastlif import PackedSpikes
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.cases import DT, build_network, firing_rates, poisson_input
+from bench.cases import DT
 from bench.check import SAMPLES, CheckFailed, network_plans
 from bench.floors import (
     BACKWARD_OPERATIONS,
@@ -34,6 +34,7 @@ from bench.gpu.measure import (
 )
 from bench.gpu.model import Estimate, predict_step
 from bench.measure import Forward, Spread, StepSpread, fused_forward
+from bench.networks import build_network, firing_rates, poisson_input
 from fastlif import PackedSpikes, Sequential
 from fastlif.ops import LayerTensors, stack
 
