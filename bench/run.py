@@ -22,6 +22,7 @@ from bench.worker import (
     FASTLIF,
     FASTLIF_FLOAT,
     Facts,
+    Memory,
     SideFailed,
     Worker,
     import_seconds,
@@ -148,6 +149,7 @@ def _time_sides(
     workers: dict[str, Worker] = {}
     times: dict[str, list[StepTime]] = {}
     facts: dict[str, Facts] = {}
+    memory: dict[str, Memory] = {}
 
     def ask(name: str, request: str) -> Any:
         """The answer; None where an opponent has failed, which then is out."""
@@ -163,11 +165,16 @@ def _time_sides(
     with ExitStack() as open_workers:
         for name in names:
             workers[name] = open_workers.enter_context(Worker(name, case, saved))
-            found = ask(name, "prepare")
-            if found is not None:
-                facts[name], times[name] = found, []
+            if (taken := ask(name, "memory")) is None:
+                continue
+            if taken.memory_steps > case.loop_steps and name in OPPONENTS:
+                # What so long a step leaves behind would take memory to the end.
+                workers[name].close()
+                workers[name] = open_workers.enter_context(Worker(name, case, saved))
+            if (found := ask(name, "prepare")) is not None:
+                memory[name], facts[name], times[name] = taken, found, []
         others = OtherPrograms(
-            lambda: sum(worker.ask("processor_seconds") for worker in workers.values())
+            lambda: sum(ask(name, "processor_seconds") or 0.0 for name in list(workers))
         )
         for _ in range(repeats):
             for name in list(workers):
@@ -183,6 +190,7 @@ def _time_sides(
             ),
             import_seconds=_import_seconds(name),
             difference=OPPONENTS[name].difference if name in OPPONENTS else "",
+            **vars(memory[name]),
             **vars(facts[name]),
         )
         for name in facts

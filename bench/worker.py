@@ -44,13 +44,19 @@ class SideFailed(Exception):
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a training step takes, in bytes; None outside Linux."""
+
+    memory_steps: int  # that it was given
+    peak_rss: int | None  # of the whole process during the step
+    resident_before: int | None  # of the process before it: PyTorch, data and parameters
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a side tells of its steps before they are timed."""
 
     steps: int  # that it runs
-    memory_steps: int  # that a step was given whose memory was measured
-    peak_rss: int | None  # bytes, of the whole process during that step
-    resident_before: int | None  # of the process before that step: PyTorch, data and parameters
     kept_bytes: int  # by autograd between forward and backward, over `steps`
     launches: int | None  # of a training step over `steps`; None where they cannot be seen
     compile_seconds: float | None  # of the first step beyond the second; None if nothing compiles
@@ -96,13 +102,8 @@ class Side:
         again = self.trainer.step(self.input).step
         opponent = OPPONENTS.get(self.name)
         compiles = opponent is not None and opponent.compiles
-        memory_steps = self.steps if self.is_fastlif else self.case.memory_steps or self.steps
-        before, peak = self._memory(memory_steps)
         return Facts(
             steps=self.steps,
-            memory_steps=memory_steps,
-            peak_rss=peak,
-            resident_before=before,
             kept_bytes=self.trainer.kept_bytes(self.input),
             # What is compiled for a CPU shows no operators.
             launches=None if compiles else launches(lambda: self.trainer.step(self.input)),
@@ -110,12 +111,14 @@ class Side:
             check=self._check(),
         )
 
-    def _memory(self, steps: int) -> tuple[int | None, int | None]:
-        """Resident bytes before a step over so many steps, and the most while it runs."""
+    def memory(self) -> Memory:
+        """Of a step over `case.memory_steps`, after a first one."""
+        self.trainer.step(self.input)
+        steps = self.steps if self.is_fastlif else self.case.memory_steps or self.steps
         input = self.input if steps == self.steps else self._input(steps)
         release_freed_memory()
         before = resident_bytes()
-        return before, peak_rss(lambda: self.trainer.step(input))
+        return Memory(steps, peak_rss(lambda: self.trainer.step(input)), before)
 
     def _check(self) -> OpponentCheck | None:
         if self.is_fastlif:
