@@ -19,7 +19,7 @@ TARGET_RATE = 10.0  # Hz, of every spiking layer
 RATE_RANGE = (8.0, 12.0)  # Hz, in which the measured rates must lie where TARGET_RATE is wanted
 TUNING_SAMPLES = 32
 CHECK_STEPS = 100
-KEY_REPEATS, REPEATS = 7, 3  # turns of every side
+KEY_REPEATS, REPEATS = 5, 3  # turns of every side
 
 
 @dataclass(frozen=True)
@@ -237,9 +237,11 @@ CASES: dict[str, Case] = {
         *(_dense_at(percent) for percent in (0.5, 1, 2, 5, 10, 20)),
     )
 }
-# Weights, their gradients and the optimizer's states take 5 GB: run only when it is named.
+# Weights, their gradients and the optimizer's states take 5 GB.
 LARGE = ("linear-lif-16384",)
-DEFAULT_CASES = tuple(name for name in CASES if name not in LARGE)
+# Run only when they are named; over the density of spikes `bench growth` has a series too.
+NAMED = (*LARGE, "linear-lif-4096", *(name for name in CASES if name.startswith("density-")))
+DEFAULT_CASES = tuple(name for name in CASES if name not in NAMED)
 KEY_CASES = tuple(name for name in CASES if CASES[name].is_key)
 # What `--quick` runs unless cases are named: every kind of layer.
 QUICK_CASES = ("dense-recurrent", "shd-conv3", "dalian-dense", "layer-conv2d")
