@@ -131,21 +131,21 @@ def _least_memory(own: Content, sides: dict[str, Content], n_steps: int) -> str:
 def run_notes(content: Content) -> list[str]:
     """What has no room in the table: other equations, fewer steps, compilation, what is missing."""
     notes: dict[str, None] = {}
+    shortened: dict[str, None] = {}
     for case in content["cases"]:
         for name, side in opponents(case).items():
             if side.get("difference"):
                 notes[f"{title(name)}: {side['difference']}."] = None
             steps = side.get("steps", case["case"]["n_steps"])
             if steps != case["case"]["n_steps"]:
-                text = (
-                    f"{case['case']['name']}, {title(name)}: timed over {steps} steps and scaled."
-                )
-                notes[text] = None
+                shortened[f"{case['case']['name']} ({steps})"] = None
             if side.get("compile_seconds"):
                 seconds = seconds_text(side["compile_seconds"])
                 notes[f"{case['case']['name']}, {title(name)}: compiled in {seconds}."] = None
         for name, reason in case.get("skipped", {}).items():
             notes[f"{case['case']['name']}, {title(name)}: {reason}."] = None
+    if shortened:
+        notes[f"Opponents timed over fewer steps and scaled: {', '.join(shortened)}."] = None
     return list(notes)
 
 

@@ -167,6 +167,25 @@ def test_a_side_takes_steps_in_its_own_process(network):
     assert not process.is_alive()
 
 
+def test_compile_time_is_that_of_the_first_step_of_all(monkeypatch, network):
+    """Memory is asked for before, with the step that compiles."""
+    case, path = network
+    compiling = dataclasses.replace(OPPONENTS["loop"], compiles=True)
+    monkeypatch.setitem(bench.worker.OPPONENTS, "loop", compiling)
+    side = bench.worker.Side("loop", case, path)
+    seconds = iter([5.0, 1.0, 2.0, *[1.0] * 9])
+    step = side.trainer.step
+
+    def timed(input):
+        step(input)
+        return StepTime(next(seconds), 0.0, 0.0)
+
+    monkeypatch.setattr(side.trainer, "step", timed)
+    taken = side.memory()
+    assert taken.memory_steps == case.loop_steps
+    assert side.prepare().compile_seconds == 3.0
+
+
 def test_a_side_that_fails_says_why(network, tmp_path):
     case, path = network
     with Worker("loop", case, tmp_path / "missing.pt") as worker:

@@ -67,7 +67,7 @@ def test_the_table_of_a_run():
     assert conv["fastest opponent"] == "**6.4x**" and conv["snnTorch"] == "-"
     assert conv["of the opponents, least"] == "2.70 GB (3.00 GB), 50 steps alone"
     assert "- snnTorch: resets one step later." in text
-    assert "- conv, plain loop: timed over 50 steps and scaled." in text
+    assert "- Opponents timed over fewer steps and scaled: conv (50)." in text
     assert "- conv, compiled loop: compiled in 61.0 s." in text
     assert "- conv, snnTorch: not installed." in text
     assert "2 threads, avx512, a processor; torch 2.13, commit abc; `python -m bench run" in text
