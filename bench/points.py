@@ -47,6 +47,7 @@ N_CLASSES = 20
 BOUNDS = Regularization(upper_strength=0.01, v_upper=7.0)
 LEAST_REPEATS = 3
 CHECK_STEPS, CHECK_SAMPLES = 40, 2
+STEPS_PER_LAYER = 15  # more to check, as spikes reach a layer that much later
 TUNING_STEPS, TUNING_SAMPLES, TUNING_ROUNDS = 200, 8, 12
 WEIGHT_FACTORS = (0.1, 40.0)  # of the layers' own default, between which a density is looked for
 DENSITY_TOLERANCE = 0.5  # relative, of the density in the tuned layers
@@ -144,7 +145,8 @@ def check_network(network: Network, model: Sequential, side: str) -> None:
 
     Raises CheckFailed when it is off.
     """
-    spikes = random_input(network.with_input(CHECK_SAMPLES, CHECK_STEPS), seed=4)
+    n_steps = CHECK_STEPS + STEPS_PER_LAYER * (len(network.hidden) - 1)
+    spikes = random_input(network.with_input(CHECK_SAMPLES, n_steps), seed=4)
     plans, wide = network_plans(model, spikes), spikes.unpack(torch.float64)
     if side == "fastlif":
         found = replay(Stack(plans, network_tensors(model), wide), torch.float32, state=False)
