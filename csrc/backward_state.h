@@ -19,8 +19,12 @@ struct TransposedWeights {
   std::vector<Buffer<Real>> skips;
 };
 
+template <class Real>
+using NetworkTransposed = std::vector<TransposedWeights<Real>>;  // one per layer
+
 // Weight gradients of one group of samples, in the packed order of the weights. Which samples form a group depends on
-// the problem alone, and groups are added in order: the sum is the same for any number of threads.
+// the samples of one network alone, and groups are added in order: the sum is the same for any number of threads, and for
+// any networks beside this one.
 template <class Real>
 struct Partial {
   Buffer<Real> feedforward, recurrence, inhibition, bias;
@@ -30,6 +34,7 @@ struct Partial {
 struct Blocking {
   int samples, steps;   // of a block and of a slice
   int64_t group;        // samples whose weight gradients are summed in one place
+  int64_t groups;       // of a network
 };
 
 // Gradients of a layer's spikes, channels last and padded, for a block of samples at the steps of a slice.

@@ -18,9 +18,9 @@ class BackwardWorker {
   using S = Simd<Real>;
 
  public:
-  BackwardWorker(const Problem& problem, const Blocking& blocking, const std::vector<TransposedWeights<Real>>& weights,
-                 std::vector<std::vector<Partial<Real>>>& partials)
-      : problem_(problem), plan_(*problem.plan), blocking_(blocking), weights_(weights), partials_(partials),
+  BackwardWorker(const Problem& problem, const Blocking& blocking,
+                 const std::vector<NetworkTransposed<Real>>& networks, std::vector<std::vector<Partial<Real>>>& partials)
+      : problem_(problem), plan_(*problem.plan), blocking_(blocking), networks_(networks), partials_(partials),
         state_(plan_.layers.size()) {
     const int64_t rows = int64_t(blocking.samples) * blocking.steps;
     int most_channels = 0;
@@ -50,8 +50,11 @@ class BackwardWorker {
   }
 
   void operator()(int64_t group) {
+    const int64_t network = group / blocking_.groups, samples = problem_.samples_per_network();
+    weights_ = networks_[network].data();
     for (size_t l = 0; l < plan_.layers.size(); ++l) start_group(l, group);
-    const int64_t first = group * blocking_.group, last = std::min(problem_.batch, first + blocking_.group);
+    const int64_t first = network * samples + group % blocking_.groups * blocking_.group;
+    const int64_t last = std::min((network + 1) * samples, first + blocking_.group);
     for (int64_t b = first; b < last; b += blocking_.samples) {
       first_sample_ = b;
       samples_ = int(std::min<int64_t>(blocking_.samples, last - b));
@@ -162,10 +165,15 @@ class BackwardWorker {
   }
 
   // Spikes of the block's samples around the slice in hand.
-  SourceWords spikes_of(const void* words, const Shape& shape) const {
-    return {static_cast<const int32_t*>(words) + (word_ * problem_.batch + first_sample_) * shape.size(), shape};
+  SourceWords spikes_of(size_t l) const {
+    const Shape& shape = plan_.layers[l].shape;
+    return {problem_.layers[l].words + (word_ * problem_.batch + first_sample_) * shape.size(), shape};
   }
-  SourceWords spikes_of(size_t l) const { return spikes_of(problem_.layers[l].words, plan_.layers[l].shape); }
+  SourceWords input_spikes() const {
+    const Shape& shape = plan_.layers[0].feedforward.in;
+    const int64_t sample = word_ * problem_.input_batch + problem_.input_sample(first_sample_);
+    return {static_cast<const int32_t*>(problem_.input.data) + sample * shape.size(), shape};
+  }
 
   Real* injected_row(size_t l, int r) { return state_[l].grad_injected.data() + r * plan_.layers[l].halo_size(); }
   // Where dL/dJ of the step before goes: the row of that step, or past the slice.
@@ -291,13 +299,13 @@ class BackwardWorker {
     if (p.grad_weight && l == 0 && problem_.input.kind != InputKind::bits) {
       for (int r = 0; r < samples_; ++r) {
         const Real* values = static_cast<const Real*>(problem_.input.data) +
-                             (first_sample_ + r) * problem_.input.batch_stride +
+                             problem_.input_sample(first_sample_ + r) * problem_.input.batch_stride +
                              (word_ * kWordSteps + first_) * problem_.input.time_stride;
         weight_gradient_values(layer.feedforward, values, problem_.input.time_stride, steps_,
                                rows.data + r * rows.sample_pitch, rows.step_pitch, partial.feedforward.data());
       }
     } else if (p.grad_weight) {
-      const SourceWords source = l ? spikes_of(l - 1) : spikes_of(problem_.input.data, layer.feedforward.in);
+      const SourceWords source = l ? spikes_of(l - 1) : input_spikes();
       weight_gradient_events(layer.feedforward, source, first_, steps_, rows, active_, partial.feedforward.data());
     }
     for (size_t i = 0; i < partial.skips.size(); ++i)
@@ -388,8 +396,9 @@ class BackwardWorker {
   const Problem& problem_;
   const Plan& plan_;
   const Blocking& blocking_;
-  const std::vector<TransposedWeights<Real>>& weights_;
-  std::vector<std::vector<Partial<Real>>>& partials_;  // [layer][group]
+  const std::vector<NetworkTransposed<Real>>& networks_;
+  const TransposedWeights<Real>* weights_ = nullptr;  // of the layers of the network whose samples are in hand
+  std::vector<std::vector<Partial<Real>>>& partials_;  // [layer][group of any network]
   std::vector<LayerState<Real>> state_;
   std::vector<NeuronConstants<Real>> constants_;
   Buffer<Real> input_rows_, transposed_;

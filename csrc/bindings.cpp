@@ -141,9 +141,11 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Problem>(m, "Problem")
       .def(py::init([](const Plan& plan, int64_t n_steps, int64_t batch, int threads, int input_kind, uintptr_t input,
                        int64_t time_stride, int64_t batch_stride, const std::vector<LayerPointers>& layers,
-                       uintptr_t output, uintptr_t best_step, uintptr_t grad_output, uintptr_t grad_input) {
+                       uintptr_t output, uintptr_t best_step, uintptr_t grad_output, uintptr_t grad_input,
+                       int64_t networks, int64_t input_batch) {
              Problem p;
              p.plan = &plan, p.n_steps = n_steps, p.batch = batch, p.threads = threads;
+             p.networks = networks, p.input_batch = input_batch;
              p.input = {InputKind(input_kind), pointer<const void>(input), time_stride, batch_stride};
              p.layers = layers;
              p.output = pointer<void>(output), p.best_step = pointer<int32_t>(best_step);
@@ -154,7 +156,7 @@ PYBIND11_MODULE(_C, m) {
            py::keep_alive<1, 2>(), py::kw_only(), py::arg("plan"), py::arg("n_steps"), py::arg("batch"),
            py::arg("threads"), py::arg("input_kind"), py::arg("input"), py::arg("time_stride"), py::arg("batch_stride"),
            py::arg("layers"), py::arg("output") = 0, py::arg("best_step") = 0, py::arg("grad_output") = 0,
-           py::arg("grad_input") = 0)
+           py::arg("grad_input") = 0, py::arg("networks"), py::arg("input_batch"))
       .def("forward",
            [](const Problem& p, int precision) {
              const py::gil_scoped_release release;

@@ -17,7 +17,8 @@ struct Input {
   int64_t time_stride = 0, batch_stride = 0;  // in elements, for values and current
 };
 
-// All pointers may be null where a tensor is absent. Per-sample tensors are (batch, channels, positions), real.
+// All pointers may be null where a tensor is absent. Per-sample tensors are (batch, channels, positions), real. Parameters
+// and their gradients lie one network behind the other.
 struct LayerPointers {
   const void *weight = nullptr, *bias = nullptr, *recurrent_weight = nullptr;
   const void *membrane0 = nullptr, *current0 = nullptr, *pending0 = nullptr;
@@ -36,7 +37,8 @@ struct LayerPointers {
 
 struct Problem {
   const Plan* plan = nullptr;
-  int64_t n_steps = 0, batch = 0;
+  int64_t n_steps = 0, batch = 0;  // samples of all networks, one network behind the other
+  int64_t networks = 1, input_batch = 0;  // input_batch: `batch`, or what every network gets all samples of
   int threads = 1;
   Input input;
   std::vector<LayerPointers> layers;
@@ -46,6 +48,8 @@ struct Problem {
   void* grad_input = nullptr;         // (time, batch, channels, positions), contiguous; null when not needed
 
   int64_t words() const { return (n_steps + kWordSteps - 1) / kWordSteps; }
+  int64_t samples_per_network() const { return batch / networks; }
+  int64_t input_sample(int64_t sample) const { return sample % input_batch; }
   int64_t kept_rows(const Layer& layer) const { return n_steps + (layer.detach_reset ? 0 : 1); }
 };
 

@@ -1,5 +1,5 @@
 // Forward: one sample after the other, 32 steps at a time through all layers, so that state, currents and events stay in
-// the first-level cache. Compiled once per instruction set, without contraction into fused multiply-adds: results are
+// the first-level cache. The samples of all networks are one queue: no thread waits between networks. Compiled once per instruction set, without contraction into fused multiply-adds: results are
 // then the same on all of them, and as PyTorch rounds.
 #include "advance.h"
 #include "pooling.h"
@@ -78,6 +78,9 @@ struct SharedWeights {
 };
 
 template <class Real>
+using NetworkWeights = std::vector<SharedWeights<Real>>;  // one per layer
+
+template <class Real>
 struct LayerState {
   Buffer<Real> membrane, current, injected[2], best;
   Buffer<int32_t> words, best_step, counts;
@@ -91,8 +94,8 @@ class ForwardWorker {
   using S = Simd<Real>;
 
  public:
-  ForwardWorker(const Problem& problem, const std::vector<SharedWeights<Real>>& weights)
-      : problem_(problem), plan_(*problem.plan), weights_(weights), state_(plan_.layers.size()) {
+  ForwardWorker(const Problem& problem, const std::vector<NetworkWeights<Real>>& networks)
+      : problem_(problem), plan_(*problem.plan), networks_(networks), state_(plan_.layers.size()) {
     int64_t most_events = plan_.input_shape().size();
     if (problem.input.kind == InputKind::bits) {
       input_events_.reserve(most_events);
@@ -119,13 +122,15 @@ class ForwardWorker {
   }
 
   void operator()(int64_t b) {
+    weights_ = networks_[b / problem_.samples_per_network()].data();
     for (size_t l = 0; l < plan_.layers.size(); ++l) start_sample(l, b);
     for (int64_t word = 0; word < problem_.words(); ++word) {
       const int steps = int(std::min<int64_t>(kWordSteps, problem_.n_steps - word * kWordSteps));
       const Shape in = plan_.input_shape();
       if (problem_.input.kind == InputKind::bits)
         words_to_events(in.size(),
-                        static_cast<const int32_t*>(problem_.input.data) + (word * problem_.batch + b) * in.size(),
+                        static_cast<const int32_t*>(problem_.input.data) +
+                            (word * problem_.input_batch + problem_.input_sample(b)) * in.size(),
                         input_codes_.data(), steps, input_events_);
       for (size_t l = 0; l < plan_.layers.size(); ++l) {
         if (plan_.layers[l].kind == Kind::lif) state_[l].words.zero(), state_[l].events.clear();
@@ -212,7 +217,7 @@ class ForwardWorker {
     Real* to = injected(l, n);
     if (l == 0 && problem_.input.kind != InputKind::bits) {
       const Real* row = static_cast<const Real*>(problem_.input.data) + n * problem_.input.time_stride +
-                        b * problem_.input.batch_stride;
+                        problem_.input_sample(b) * problem_.input.batch_stride;
       if (layer.has_feedforward)
         inject_values(layer.feedforward, weights_[l].feedforward.data(), row, to);
       else
@@ -337,7 +342,8 @@ class ForwardWorker {
 
   const Problem& problem_;
   const Plan& plan_;
-  const std::vector<SharedWeights<Real>>& weights_;
+  const std::vector<NetworkWeights<Real>>& networks_;
+  const SharedWeights<Real>* weights_ = nullptr;  // of the layers of the network whose sample is in hand
   std::vector<LayerState<Real>> state_;
   std::vector<NeuronConstants<Real>> constants_;
   Events input_events_;
@@ -345,28 +351,40 @@ class ForwardWorker {
   Buffer<const Real*> rows_;
 };
 
-template <class Real, class Kept>
-void run_forward(const Problem& problem) {
-  std::vector<SharedWeights<Real>> weights(problem.plan->layers.size());
+template <class Real>
+NetworkWeights<Real> pack_network(const Problem& problem, int64_t network) {
+  NetworkWeights<Real> weights(problem.plan->layers.size());
   for (size_t l = 0; l < weights.size(); ++l) {
     const Layer& layer = problem.plan->layers[l];
     const LayerPointers& p = problem.layers[l];
-    const Real* weight = static_cast<const Real*>(p.weight);
+    const auto of_network = [&](const void* all, int64_t size) {
+      return all ? static_cast<const Real*>(all) + network * size : nullptr;
+    };
+    const Real* weight = of_network(p.weight, layer.weight_size());
     if (layer.has_weight()) pack_weights(layer.feedforward, weight, layer.weight_columns(), weights[l].feedforward);
     pack_skips(layer, weight, weights[l].skips);
     if (layer.recurrent)
-      pack_weights(layer.recurrence, static_cast<const Real*>(p.recurrent_weight), weights[l].recurrence);
+      pack_weights(layer.recurrence, of_network(p.recurrent_weight, layer.recurrence.weight_size()), weights[l].recurrence);
     if (layer.n_inhibitory)
-      pack_weights(layer.inhibition, static_cast<const Real*>(p.inhibitory_weight), weights[l].inhibition);
+      pack_weights(layer.inhibition, of_network(p.inhibitory_weight, layer.inhibition.weight_size()), weights[l].inhibition);
     if (p.bias) {
       weights[l].bias.allocate_zero(layer.shape.padded_size());
       for (int i = 0; i < layer.shape.positions(); ++i)
-        std::copy_n(static_cast<const Real*>(p.bias), layer.shape.channels,
+        std::copy_n(of_network(p.bias, layer.shape.channels), layer.shape.channels,
                     weights[l].bias.data() + int64_t(i) * layer.shape.padded_channels());
     }
   }
+  return weights;
+}
+
+template <class Real, class Kept>
+void run_forward(const Problem& problem) {
+  std::vector<NetworkWeights<Real>> networks(problem.networks);
+  parallel_items(problem.networks, problem.threads, [&] {
+    return [&](int64_t network) { networks[network] = pack_network<Real>(problem, network); };
+  });
   parallel_items(problem.batch, problem.threads, [&] {
-    return [worker = ForwardWorker<Real, Kept>(problem, weights), flush = FlushSubnormals()](int64_t b) mutable {
+    return [worker = ForwardWorker<Real, Kept>(problem, networks), flush = FlushSubnormals()](int64_t b) mutable {
       worker(b);
     };
   });

@@ -62,6 +62,7 @@ struct Connection {
 
   int64_t taps() const { return int64_t(kernel_h) * kernel_w; }
   int64_t packed_size() const { return int64_t(in.channels) * taps() * out.padded_channels(); }
+  int64_t weight_size() const { return int64_t(out.channels) * in.channels * taps(); }  // as torch stores it
   int halo_row() const { return (out.width + 2 * halo) * out.padded_channels(); }  // elements in a row with halo
   void build();  // fills the tables; halo must be set
 };
@@ -95,6 +96,7 @@ struct Layer {
     for (const Connection& skip : skip_connections) columns += skip.in.size();
     return columns;
   }
+  int64_t weight_size() const { return shape.channels * weight_columns(); }  // as torch stores it
   Shape emitted() const { return {shape.channels - n_inhibitory, shape.height, shape.width}; }
   int halo() const { return recurrent ? recurrence.halo : 0; }
   // Size of a map of this layer whose rows carry the halo that the recurrent input gradient reads.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastlif.ops.connection import Connection, conv_connection, dense_connection
+from fastlif.ops.networks import of_networks
 from fastlif.ops.plan import (
     Inhibition,
     LayerPlan,
@@ -44,6 +46,8 @@ class Case:
     pool_stride: tuple[int, ...] = (2,)
     pool_padding: tuple[int, ...] = (0,)
     skips: bool = False  # the readout hears the spikes of every layer
+    networks: int = 1
+    shared_input: bool = False  # of all networks; else `batch` is that of each
 
 
 DENSE = [
@@ -104,6 +108,18 @@ SKIPS = [
         skips=True,
     ),
 ]  # fmt: skip
+NETWORKS = [
+    Case("networks-dense", 33, 17, (23,), channels=(37, 16), networks=3),
+    Case("networks-conv1d", 35, 3, (1, 60), ((7,), (5,)), (16, 20), (3,), recurrent=(5,),
+         networks=2, shared_input=True),
+    Case(
+        "networks-skips-pool-dalian", 33, 2, (2, 8, 8), ((3, 3), (3, 3)), (20, 9), padding=(1,),
+        recurrent=(3, 3), inhibitory=(4, 2), inhibitory_kernel=(3, 3), pool=(2, 2), skips=True,
+        networks=2, readout="readout_trace",
+    ),
+    Case("networks-dalian", 33, 5, (23,), channels=(41, 7), inhibitory=(10, 1), networks=3,
+         shared_input=True),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,6 +141,9 @@ def build(
     seed: int = 0,
 ) -> Stack:
     """Weights that make the neurons fire, and an input of about 100 Hz."""
+    if case.networks > 1:
+        options = {"detach_reset": detach_reset, "delay": delay, "rescale": rescale}
+        return _side_by_side(case, **options, binary=binary, seed=seed)
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -183,6 +202,23 @@ def build(
     shape = (case.n_steps, case.batch, *case.features)
     spikes = (torch.rand(*shape, generator=generator, dtype=torch.float64) < 0.2).double()
     return Stack(tuple(plans), tuple(parameters), spikes if binary else spikes * normal(*shape))
+
+
+def _side_by_side(case: Case, **options: Any) -> Stack:
+    """The networks of a case, of different seeds, as one stack."""
+    alone = replace(case, networks=1, shared_input=False)
+    seed = options.pop("seed")
+    parts = [build(alone, **options, seed=seed + number) for number in range(case.networks)]
+    plans = tuple(
+        of_networks(plan, case.networks, case.shared_input and index == 0)
+        for index, plan in enumerate(parts[0].plans)
+    )
+    parameters = tuple(
+        LayerTensors(*(None if own[0] is None else torch.stack(own) for own in zip(*layers)))
+        for layers in zip(*(part.parameters for part in parts))
+    )
+    inputs = [part.input for part in parts]
+    return Stack(plans, parameters, inputs[0] if case.shared_input else torch.cat(inputs, 1))
 
 
 def _synapse(
@@ -253,7 +289,8 @@ def layer_tensors(
     random state that makes some neurons spike at the first step.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch = stack.input.shape[1]
+    first = stack.plans[0]
+    batch = stack.input.shape[1] * (first.networks if first.shared_input else 1)
 
     def leaf(tensor: Tensor | None) -> Tensor | None:
         if tensor is None:

@@ -8,7 +8,18 @@ import torch
 from fastlif import ops
 from fastlif.spikes import PackedSpikes
 
-from .cases import CONV, DENSE, INHIBITION, POOLING, SKIPS, Case, build, layer_tensors, named_leaves
+from .cases import (
+    CONV,
+    DENSE,
+    INHIBITION,
+    NETWORKS,
+    POOLING,
+    SKIPS,
+    Case,
+    build,
+    layer_tensors,
+    named_leaves,
+)
 from .compare import loss
 
 CASES = [
@@ -49,7 +60,7 @@ def run(case, samples=slice(None), *, threads=2, dtype=torch.float32, packed=Fal
 
 
 @pytest.mark.parametrize("binary", [True, False])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES + NETWORKS, ids=lambda case: case.name)
 def test_any_number_of_threads(case, binary):
     stack = build(case, binary=binary)
     one, two, three = (run(stack, threads=n) for n in (1, 2, 3))

@@ -15,9 +15,9 @@ from fastlif.ops.engines import ENGINES
 from fastlif.ops.layout import GRADS_PER_LAYER, StackOutputs
 from fastlif.spikes import PackedSpikes
 
-from .cases import CONV, DENSE, INHIBITION, SKIPS, build, layer_tensors
+from .cases import CONV, DENSE, INHIBITION, NETWORKS, SKIPS, build, layer_tensors
 
-CASES = [DENSE[-1], CONV[1], CONV[3], INHIBITION[1], SKIPS[-1]]
+CASES = [DENSE[-1], CONV[1], CONV[3], INHIBITION[1], SKIPS[-1], *NETWORKS[:2]]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from fastlif import ops
 
-from .cases import CONV, DENSE, INHIBITION, POOLING, SKIPS, Case, build
+from .cases import CONV, DENSE, INHIBITION, NETWORKS, POOLING, SKIPS, Case, build
 from .compare import Comparison, replay
 from .targets import HERE, TARGETS
 
@@ -20,7 +20,7 @@ PRECISIONS = {
     "float32-half": (torch.float32, False, 1e-3),
 }
 VARIANTS = [(True, 0), (True, 1), (False, 0), (False, 1)]
-CASES = DENSE + CONV + INHIBITION + POOLING + SKIPS
+CASES = DENSE + CONV + INHIBITION + POOLING + SKIPS + NETWORKS
 
 
 def check(found: Comparison, tolerance: float, case: Case) -> None:

@@ -42,10 +42,11 @@ def check_inputs(
     if len(tensors) != len(plans):
         raise ValueError(f"tensors must hold one entry per layer, {len(plans)}, got {len(tensors)}")
     _check_input_shape(tuple(input.shape), plans[0])
+    batch = input.shape[1] * (plans[0].networks if plans[0].shared_input else 1)
     for index, (plan, layer_tensors) in enumerate(zip(plans, tensors, strict=True)):
         columns = source_columns(tuple(plans), index)[1:] if plan.skips else ()
         skipped = sum(one.stop - one.first for one in columns)
-        _check_shapes(f"layer {index}: ", plan, layer_tensors, input.shape[1], skipped)
+        _check_shapes(f"layer {index}: ", plan, layer_tensors, batch, skipped)
     dtype = _common_dtype(input, tensors)
     if isinstance(input, PackedSpikes):
         return input.unpack(dtype) if plans[0].feedforward is None else input
@@ -74,6 +75,11 @@ def _check_input_shape(shape: tuple[int, ...], plan: LayerPlan) -> None:
         )
     if not fits:
         raise ValueError(f"input must have features {expected}, got shape {shape}")
+    if not plan.shared_input and shape[1] % plan.networks:
+        raise ValueError(
+            f"input must have as many samples for each of {plan.networks} networks, got shape "
+            f"{shape}; shared_input gives all samples to every network"
+        )
     if shape[0] < 1 or shape[1] < 1:
         raise ValueError(f"input must have at least one step and one sample, got shape {shape}")
 
@@ -86,7 +92,7 @@ def _check_shapes(
     view = None if link is None else link.weight_shape
     _check_shape(f"{where}weight", tensors.weight, _weight_shape(view, plan, skipped))
     if tensors.bias is not None:
-        bias_shape = None if link is None else (link.out_shape[0],)
+        bias_shape = None if link is None else (*_leading(plan), link.out_shape[0])
         _check_shape(f"{where}bias", tensors.bias, bias_shape)
     for name in ("recurrent_weight", "inhibitory_weight"):
         shape = _weight_shape(getattr(plan, f"{name}_shape"), plan)
@@ -117,8 +123,14 @@ def _weight_shape(
         return None
     out_channels, in_channels, height, width = view
     if len(plan.features) == 1:
-        return (out_channels, in_channels * height * width + skipped)
-    return (out_channels, in_channels, width) if len(plan.features) == 2 else view
+        return (*_leading(plan), out_channels, in_channels * height * width + skipped)
+    own = (out_channels, in_channels, width) if len(plan.features) == 2 else view
+    return (*_leading(plan), *own)
+
+
+def _leading(plan: LayerPlan) -> tuple[int, ...]:
+    """What comes before the shape that a parameter has in a single network."""
+    return (plan.networks,) if plan.networks > 1 else ()
 
 
 def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...] | None) -> None:

@@ -145,6 +145,8 @@ def forward(
         plan=_plan(shapes.ints, shapes.floats),
         n_steps=shapes.n_steps,
         batch=shapes.batch,
+        networks=shapes.networks,
+        input_batch=shapes.input[1],
         threads=torch.get_num_threads(),
         layers=pointers,
         output=output.data_ptr(),
@@ -187,9 +189,11 @@ def backward(
         _input_fields(kind, input, words) if kind != CURRENT else _input_fields(BITS, input, words)
     )
     fields["input_kind"] = kind
+    # Of a shared input, what each network adds to its gradient.
+    input_shape = (shapes.n_steps, shapes.batch, *shapes.input[2:])
     grads = [
         _empty(shape if needed else (0,), dtype)
-        for shape, needed in zip((shapes.input, *(t.shape for t in tensors)), needs, strict=True)
+        for shape, needed in zip((input_shape, *(t.shape for t in tensors)), needs, strict=True)
     ]
     pointers = _pointers(tensors)
     for layer, p in enumerate(pointers):
@@ -206,6 +210,8 @@ def backward(
         plan=_plan(shapes.ints, shapes.floats),
         n_steps=shapes.n_steps,
         batch=shapes.batch,
+        networks=shapes.networks,
+        input_batch=shapes.input[1],
         threads=torch.get_num_threads(),
         layers=pointers,
         best_step=_address(saved.best_step),
@@ -214,4 +220,6 @@ def backward(
         **_input_fields(kind, input, words),
     )
     problem.backward(_precision(dtype, exact))
+    if shapes.shares_input and needs[0]:
+        grads[0] = grads[0].unflatten(1, (shapes.networks, -1)).sum(1)
     return grads

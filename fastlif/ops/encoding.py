@@ -20,7 +20,7 @@ def encode(plans: Sequence[LayerPlan]) -> tuple[tuple[int, ...], tuple[float, ..
     Ints of a layer: kind (index in KINDS), number of feature dimensions, C, H, W; has feedforward,
     in C, H, W, kernel h, w, stride h, w, padding h, w, dilation h, w; is recurrent, recurrent
     kernel h, w; detach_reset, delay; inhibitory channels, inhibitory kernel h, w; skips as bits;
-    zeros up to 28.
+    networks beyond the first, shared_input.
     Floats of a layer: decay_mem, decay_syn, threshold, surrogate_slope, surrogate_scale; of the
     inhibition decay_syn, neuron_decay_mem, neuron_decay_syn, neuron_decay_inhibitory.
     """
@@ -44,7 +44,7 @@ def _encode(plans: tuple[LayerPlan, ...]) -> tuple[tuple[int, ...], tuple[float,
         own = plan.inhibition
         code += [0, 0, 0] if own is None else [own.channels, *own.kernel]
         code += [sum(1 << index for index in plan.skips)]
-        ints += code + [0] * (INTS_PER_LAYER - len(code))
+        ints += [*code, plan.networks - 1, int(plan.shared_input)]
         floats += [
             plan.decay_mem,
             plan.decay_syn,
@@ -103,4 +103,5 @@ def _decode_layer(ints: Iterator[int], floats: Iterator[float]) -> LayerPlan:
         decays = (next(floats), next(floats), next(floats), next(floats))
         options["inhibition"] = Inhibition(channels, inhibitory_kernel, *decays)
     options["skips"] = tuple(bit for bit in range(skips.bit_length()) if skips >> bit & 1)
+    options |= {"networks": 1 + next(ints), "shared_input": bool(next(ints))}
     return LayerPlan(kind, features, link, recurrent_kernel if is_recurrent else None, **options)

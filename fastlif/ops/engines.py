@@ -25,6 +25,8 @@ class Engine:
     backward: Callable[..., list[Tensor]]
     # Why it cannot run these layers on a device, as the end of a sentence; "" when it can.
     reason: Callable[[torch.device, Sequence[LayerPlan], torch.dtype], str]
+    # Whether it takes the networks of a stack in one call; else they run one after the other.
+    networks_at_once: bool = False
 
 
 def _triton_forward(*args: Any, **kwargs: Any) -> StackOutputs:
@@ -46,7 +48,7 @@ def _triton_reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torc
 
 
 ENGINES: dict[str, Engine] = {
-    "cpu": Engine(cpu.forward, cpu.backward, cpu.reason),
+    "cpu": Engine(cpu.forward, cpu.backward, cpu.reason, networks_at_once=True),
     "cuda": Engine(cuda.forward, cuda.backward, cuda.reason),
     "triton": Engine(_triton_forward, _triton_backward, _triton_reason),
 }

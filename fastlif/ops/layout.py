@@ -114,7 +114,7 @@ class StackShapes:
     ints: tuple[int, ...]  # the encoded plans
     floats: tuple[float, ...]
     n_steps: int
-    batch: int
+    batch: int  # of all networks
     input: tuple[int, ...]  # (time, batch, *features), whether packed or not
     dtype: torch.dtype
     steps_outermost: bool = False  # layout of what is kept for backward
@@ -123,6 +123,16 @@ class StackShapes:
     def plans(self) -> tuple[LayerPlan, ...]:
         """The layers."""
         return decode(self.ints, self.floats)
+
+    @property
+    def networks(self) -> int:
+        """Whose samples are the batch, one network behind the other."""
+        return self.plans[0].networks
+
+    @property
+    def shares_input(self) -> bool:
+        """Whether all samples of the input are for every network."""
+        return self.plans[0].shared_input
 
     @property
     def output(self) -> tuple[int, ...]:
@@ -144,7 +154,7 @@ class StackShapes:
         if link is None:
             return (0,)
         channels, height, width = link.in_shape
-        return (n_words(self.n_steps), self.batch, channels * height * width)
+        return (n_words(self.n_steps), self.input[1], channels * height * width)
 
     def neurons(self, plan: LayerPlan) -> int:
         """Number of neurons of a layer."""

@@ -35,7 +35,10 @@ class LIFState(NamedTuple):
 
 
 class LayerTensors(NamedTuple):
-    """Parameters and initial state of one layer."""
+    """Parameters and initial state of one layer.
+
+    Of several networks: parameters (networks, ...), states (networks * batch, *features).
+    """
 
     weight: Tensor | None = None  # (out, in), (out, in, k) or (out, in, kh, kw)
     bias: Tensor | None = None  # (out channels,)
@@ -116,6 +119,9 @@ class LayerPlan:
     the maximum over time of the membrane, or all of it; "current" is a synapse alone, whose output
     is the injected current J. "max_pool" has no neurons: it emits a spike where any source in its
     window does, `feedforward` being the geometry of the windows.
+
+    A stack can be that of several networks of one shape, each with parameters of its own: their
+    samples lie one network behind the other in the batch.
     """
 
     kind: str
@@ -131,6 +137,8 @@ class LayerPlan:
     delay: int = 0
     inhibition: Inhibition | None = None  # with it, recurrent synapses come from excitatory neurons
     skips: tuple[int, ...] = ()  # layers of the stack a readout hears besides the one before it
+    networks: int = 1
+    shared_input: bool = False  # of a first layer: every network gets all samples of the input
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -146,6 +154,7 @@ class LayerPlan:
                 raise ValueError(f"{name} must be finite and > 0, got {value}")
         if not isinstance(self.detach_reset, bool):
             raise ValueError(f"detach_reset must be True or False, got {self.detach_reset!r}")
+        check_ints("networks", (self.networks,), 1, 1)
         if self.delay not in (0, 1):
             raise ValueError(f"delay must be 0 or 1, got {self.delay!r}")
         if self.feedforward is not None and self.feedforward.out_shape != shape:
@@ -253,6 +262,11 @@ def check_stack(plans: Sequence[LayerPlan]) -> None:
             "a stack must not begin with a 'max_pool' layer: it pools spikes of a layer"
         )
     for index, plan in enumerate(plans):
+        if plan.networks != plans[0].networks or (index and plan.shared_input):
+            raise ValueError(
+                f"layer {index} must be of {plans[0].networks} networks, as layer 0 is, without "
+                f"shared_input, got {plan.networks} and {plan.shared_input}"
+            )
         if plan.skips and plan.skips[-1] >= index - 1:
             raise ValueError(
                 f"skips of layer {index} must be layers before layer {index - 1}, got {plan.skips}"

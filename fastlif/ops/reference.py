@@ -33,6 +33,8 @@ this order:
   counts. The gradient goes to the first source that spikes, to the first of all if none does.
 - A readout with skips adds to J[n] what the spikes of earlier layers cause through its weight's
   further columns, at the same step n.
+- Several networks: each is what it is alone, with its own parameters and its samples of the batch,
+  which lie one network behind the other; a shared input is every network's.
 - Initial state in: (U[0], I[0], J[-1], H[0], K[-1]), zeros by default. Final state out: (U[T],
   I[T], J[T-1], H[T], K[T-1]), J and K only with delay = 1, H and K only with inhibition.
   Spikes emitted: S[0 .. T-1].
@@ -42,13 +44,14 @@ Works in the dtype of its tensors, on any device; autograd differentiates it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastlif.ops.networks import of_one_network, tensors_of_network
 from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState, StackResult
 
 
@@ -122,6 +125,8 @@ def stack_trace(
     `spiking=False` switches threshold and reset off, for measuring free membranes. S is then zero,
     or `replay_spikes` where given, which still drive the recurrence and the next layer.
     """
+    if plans[0].networks > 1:
+        return _trace_networks(input, plans, tensors, replay_spikes, spiking)
     n_spiking = sum(plan.kind == "lif" for plan in plans)
     if replay_spikes is not None and len(replay_spikes) != n_spiking:
         raise ValueError(
@@ -161,6 +166,50 @@ def stack_trace(
             signal = trace
     counts = tuple(emitted.sum(0) for emitted in spikes)
     return StackTrace(StackResult(signal, counts, tuple(states)), tuple(membranes), tuple(spikes))
+
+
+def _trace_networks(
+    input: Tensor,
+    plans: Sequence[LayerPlan],
+    tensors: Sequence[LayerTensors],
+    replay_spikes: Sequence[Tensor] | None,
+    spiking: bool,
+) -> StackTrace:
+    """One network after the other; then everything side by side again."""
+    networks, shared = plans[0].networks, plans[0].shared_input
+    traces = []
+    for network in range(networks):
+        own = None
+        if replay_spikes is not None:
+            own = [spikes.chunk(networks, dim=1)[network] for spikes in replay_spikes]
+        trace = stack_trace(
+            input if shared else input.chunk(networks, dim=1)[network],
+            of_one_network(tuple(plans)),
+            [tensors_of_network(layer, network, networks) for layer in tensors],
+            replay_spikes=own,
+            spiking=spiking,
+        )
+        traces.append(trace)
+
+    def joined(parts: Iterable[Tensor | None], dim: int) -> Any:
+        present = [part for part in parts if part is not None]
+        return torch.cat(present, dim) if present else None
+
+    results = [trace.result for trace in traces]
+    states = [
+        LIFState(*(joined(parts, 0) for parts in zip(*layer, strict=True)))
+        for layer in zip(*(result.states for result in results), strict=True)
+    ]
+    result = StackResult(
+        joined((r.output for r in results), 0 if plans[-1].kind == "readout_max" else 1),
+        tuple(joined(own, 0) for own in zip(*(r.spike_counts for r in results), strict=True)),
+        tuple(states),
+    )
+    return StackTrace(
+        result,
+        tuple(joined(own, 1) for own in zip(*(t.membranes for t in traces), strict=True)),
+        tuple(joined(own, 1) for own in zip(*(t.spikes for t in traces), strict=True)),
+    )
 
 
 def _scan(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastlif.ops import autocast
+from fastlif.ops import autocast, networks
 from fastlif.ops.encoding import decode, encode
 from fastlif.ops.engines import AUTO, chosen, steps_outermost
 from fastlif.ops.layout import (
@@ -48,7 +48,10 @@ def _shapes(
     outermost: bool,
 ) -> StackShapes:
     shape = tuple(input_shape)
-    return StackShapes(tuple(ints), tuple(floats), shape[0], shape[1], shape, dtype, outermost)
+    flat = tuple(ints), tuple(floats)
+    first = decode(*flat)[0]
+    batch = shape[1] * first.networks if first.shared_input else shape[1]
+    return StackShapes(*flat, shape[0], batch, shape, dtype, outermost)
 
 
 @torch.library.impl(_library, "stack_forward", "CPU")
@@ -67,7 +70,9 @@ def _forward(
     outermost = steps_outermost(backend, input.device)
     shapes = _shapes(ints, floats, input_shape, dtype, outermost)
     engine = chosen(backend, input.device, shapes.plans, dtype)
-    return engine.forward(input, tensors, shapes, exact=exact, keep=keep).flat()
+    one_by_one = shapes.networks > 1 and not engine.networks_at_once
+    run = networks.forward_of(engine.forward) if one_by_one else engine.forward
+    return run(input, tensors, shapes, exact=exact, keep=keep).flat()
 
 
 @torch.library.impl(_library, "stack_backward", "CPU")
@@ -88,7 +93,10 @@ def _backward(
 ) -> list[Tensor]:
     outermost = steps_outermost(backend, input.device)
     shapes = _shapes(ints, floats, input_shape, dtype, outermost)
-    return chosen(backend, input.device, shapes.plans, dtype).backward(
+    engine = chosen(backend, input.device, shapes.plans, dtype)
+    one_by_one = shapes.networks > 1 and not engine.networks_at_once
+    run = networks.backward_of(engine.backward) if one_by_one else engine.backward
+    return run(
         grad_output,
         grad_layers,
         input,

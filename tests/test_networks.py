@@ -1,0 +1,126 @@
+"""Several networks in one launch: each is bit for bit what it is alone, on every backend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastlif import ops
+from fastlif.ops.networks import of_one_network, tensors_of_network
+from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState
+from fastlif.spikes import PackedSpikes
+
+from .cases import CONV, NETWORKS, POOLING, SKIPS, Case, build, layer_tensors, named_leaves
+
+PACKS = [
+    *NETWORKS,
+    Case("dense-sums", 40, 37, (40,), channels=(48, 20), networks=5),  # several groups of samples
+    replace(SKIPS[-1], networks=2),
+    replace(CONV[3], networks=2),
+    replace(POOLING[2], networks=3, shared_input=True),
+]
+
+
+def run(input, plans, tensors, backend, **options):
+    """Everything a stack gives, and its gradients, of a loss that is a sum over samples."""
+    tensors = [
+        LayerTensors(*(leaf(t) if isinstance(t, torch.Tensor) else t for t in layer))._replace(
+            state=None if layer.state is None else LIFState(*map(leaf, layer.state))
+        )
+        for layer in tensors
+    ]
+    given = leaf(input) if isinstance(input, torch.Tensor) else input
+    result = ops.stack(given, plans, tensors, backend=backend, **options)
+    states = [t for state in result.states for t in state if t is not None]
+    outputs = [result.output, *result.spike_counts, *states]
+    # Squares of what has a sign in float32: the gradient of each number depends on it alone.
+    weights = [torch.arange(t.shape[-1], device=t.device) - 1.7 for t in outputs]
+    sum((t * w).square().sum() for t, w in zip(outputs, weights, strict=True)).backward()
+    grads = {name: tensor.grad for name, tensor in named_leaves(tensors).items()}
+    if isinstance(given, torch.Tensor):
+        grads["input"] = given.grad
+    return outputs, grads
+
+
+def leaf(tensor):
+    return None if tensor is None else tensor.detach().clone().requires_grad_()
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("case", PACKS, ids=lambda case: case.name)
+def test_each_network_is_bitwise_what_it_is_alone(target, case, binary, state):
+    slow = target.name in ("emulated", "triton-interpreted")
+    if slow and (case not in NETWORKS or state != binary):
+        pytest.skip("where a thread is a function, fewer cases")
+    stack = build(case, binary=binary, delay=int(state))
+    tensors = layer_tensors(stack, torch.float32, torch.float32, state=state, device=target.device)
+    input = stack.input.float().to(target.device)
+    outputs, grads = run(input, stack.plans, tensors, target.backend)
+    plans, n = of_one_network(stack.plans), case.networks
+    assert outputs[0].abs().sum() > 0
+    summed = torch.zeros_like(input)
+    for network in range(n):
+        own_input = input if case.shared_input else input.chunk(n, dim=1)[network]
+        own = [tensors_of_network(layer, network, n) for layer in tensors]
+        expected, expected_grads = run(own_input.contiguous(), plans, own, target.backend)
+        dims = [0 if case.readout == "readout_max" else 1, *[0] * (len(outputs) - 1)]
+        for found, wanted, dim in zip(outputs, expected, dims, strict=True):
+            assert torch.equal(found.chunk(n, dim)[network], wanted)
+        for name, wanted in expected_grads.items():
+            if name == "input":
+                continue
+            is_state = name.split(".")[1] in LIFState._fields
+            found = grads[name].chunk(n)[network] if is_state else grads[name][network]
+            assert torch.equal(found, wanted), name
+        if case.shared_input:
+            summed += expected_grads["input"]
+        else:
+            assert torch.equal(grads["input"].chunk(n, 1)[network], expected_grads["input"])
+    if case.shared_input:
+        assert torch.allclose(grads["input"], summed, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_packed_input(shared):
+    case = replace(NETWORKS[0], shared_input=shared)
+    stack = build(case)
+    tensors = layer_tensors(stack, torch.float32, torch.float32, state=False)
+    dense = stack.input.float()
+    packed = PackedSpikes.pack(dense)
+    (outputs, grads), (expected, wanted) = (
+        run(input, stack.plans, tensors, None) for input in (packed, dense)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+    assert all(torch.equal(grads[name], wanted[name]) for name in grads)
+
+
+def test_neurons_and_readouts_without_synapses(target):
+    """Networks differ in nothing then but their samples."""
+    plan = LayerPlan("lif", (7,), decay_mem=0.9, decay_syn=0.8)
+    current = torch.randn(20, 6, 7, generator=torch.Generator().manual_seed(0)).to(target.device)
+    expected = ops.stack(current, (plan,), (LayerTensors(),), backend=target.backend).output
+    packed = replace(plan, networks=3)
+    found = ops.stack(current, (packed,), (LayerTensors(),), backend=target.backend).output
+    assert expected.sum() > 0 and torch.equal(found, expected)
+    packed = replace(plan, networks=2, shared_input=True)
+    found = ops.stack(current, (packed,), (LayerTensors(),), backend=target.backend).output
+    assert torch.equal(found, torch.cat((expected, expected), 1))
+
+
+def test_what_does_not_fit_is_refused():
+    stack = build(NETWORKS[0])
+    tensors = layer_tensors(stack, torch.float32, torch.float32, state=False)
+    input = stack.input.float()
+    with pytest.raises(ValueError, match="as many samples for each of 3 networks, got shape"):
+        ops.stack(input[:, :-1], stack.plans, tensors)
+    alone = [tensors_of_network(layer, 0, 3) for layer in tensors]
+    with pytest.raises(ValueError, match=r"layer 0: weight must have shape \(3, 37, 23\), got"):
+        ops.stack(input, stack.plans, alone)
+    mixed = (stack.plans[0], *of_one_network(stack.plans)[1:])
+    with pytest.raises(ValueError, match="layer 1 must be of 3 networks, as layer 0 is"):
+        ops.stack(input, mixed, tensors)
+    with pytest.raises(ValueError, match="networks must be 1 integers >= 1"):
+        replace(stack.plans[0], networks=0)
