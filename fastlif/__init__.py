@@ -25,6 +25,8 @@ from fastlif.layers import (
     MaxPool2d,
     Sequential,
     StackOutput,
+    give_gradients,
+    side_by_side,
 )
 from fastlif.ops import LIFState
 from fastlif.spikes import PackedSpikes
@@ -49,9 +51,11 @@ __all__ = [
     "Sequential",
     "StackOutput",
     "backends",
+    "give_gradients",
     "init",
     "losses",
     "ops",
     "optim",
     "release_memory",
+    "side_by_side",
 ]

@@ -3,6 +3,10 @@
 All three are added to each other: cross-entropy + upper bound + lower bound.
 The spike counts come from the forward pass (`return_spike_counts=True`) and are differentiable:
 the gradient of a count reaches every step's spike of that neuron.
+
+With `networks`, scores and counts are those of several networks side by side, one network behind
+the other in the batch, and a loss is one value per network, (networks,), bit for bit what it is of
+that network alone. Bounds and strengths are then one number or one per network.
 """
 
 from __future__ import annotations
@@ -20,8 +24,9 @@ __all__ = ["lower_bound", "max_over_time_cross_entropy", "upper_bound"]
 
 def max_over_time_cross_entropy(
     scores: Tensor,  # (batch, classes), or the readout's membrane (time, batch, classes)
-    targets: Tensor,  # (batch,) int64 class numbers
-) -> Tensor:  # scalar, mean over the batch
+    targets: Tensor,  # (batch,) int64 class numbers; of several networks also those of one
+    networks: int | None = None,
+) -> Tensor:  # scalar, mean over the batch; (networks,)
     """Cross-entropy of the largest membrane of every readout unit over time.
 
     Rossbroich et al. 2022, eqs 20 and 21. A readout with `reduction="max"` has already taken the
@@ -40,6 +45,9 @@ def max_over_time_cross_entropy(
     if targets.dtype != torch.int64:
         raise TypeError(f"targets must be int64 class numbers, got dtype {targets.dtype}")
     n_samples = scores.shape[-2]
+    _check_networks(networks, scores=n_samples)
+    if networks is not None and targets.shape == (n_samples // networks,):
+        targets = targets.repeat(networks)
     if targets.shape != (n_samples,):
         raise ValueError(
             f"targets must have shape ({n_samples},) to match scores of shape "
@@ -47,15 +55,19 @@ def max_over_time_cross_entropy(
         )
     if scores.dim() == 3:
         scores = scores.max(dim=0).values
-    return functional.cross_entropy(scores, targets)
+    if networks is None:
+        return functional.cross_entropy(scores, targets)
+    parts = zip(scores.log_softmax(1).chunk(networks), targets.chunk(networks), strict=True)
+    return torch.stack([functional.nll_loss(*part) for part in parts])
 
 
 def upper_bound(
     spike_counts: Sequence[Tensor],  # one (batch, *features) per spiking layer
-    v_upper: float,
-    strength: float,
+    v_upper: float | Sequence[float],
+    strength: float | Sequence[float],
     per: Literal["layer", "channel"] = "layer",
-) -> Tensor:  # scalar
+    networks: int | None = None,
+) -> Tensor:  # scalar; (networks,)
     """Soft upper bound on the mean spike count of a population.
 
     Rossbroich et al. 2022, eq 22: per sample the square of what the mean count of a layer's neurons
@@ -68,22 +80,24 @@ def upper_bound(
         ValueError: no counts, counts without a feature dimension, an unknown `per`, or a
             `v_upper` or `strength` that is negative or not finite.
     """
-    _check(spike_counts, v_upper=v_upper, strength=strength)
+    _check(spike_counts, networks, v_upper=v_upper, strength=strength)
     if per not in ("layer", "channel"):
         raise ValueError(f"per must be 'layer' or 'channel', got {per!r}")
     penalties = []
     for counts in spike_counts:
         first = 1 if per == "layer" or counts.dim() == 2 else 2
         mean_counts = counts.flatten(first).mean(dim=-1)
-        penalties.append((mean_counts - v_upper).relu().square().mean())
-    return strength * _total(penalties)
+        excess = mean_counts - _of_samples(v_upper, mean_counts, networks)
+        penalties.append(mean_of_networks(excess.relu().square(), networks))
+    return _per_network(strength, penalties[0], networks) * _total(penalties)
 
 
 def lower_bound(
     spike_counts: Sequence[Tensor],  # one (batch, *features) per spiking layer
-    v_lower: float,
-    strength: float,
-) -> Tensor:  # scalar
+    v_lower: float | Sequence[float],
+    strength: float | Sequence[float],
+    networks: int | None = None,
+) -> Tensor:  # scalar; (networks,)
     """Soft lower bound on the spike count of every neuron.
 
     Rossbroich et al. 2022, eq 24: the square of what a neuron's count in one sample lacks to
@@ -93,9 +107,40 @@ def lower_bound(
         ValueError: no counts, counts without a feature dimension, or a `v_lower` or `strength`
             that is negative or not finite.
     """
-    _check(spike_counts, v_lower=v_lower, strength=strength)
-    penalties = [(v_lower - counts).relu().square().mean() for counts in spike_counts]
-    return strength * _total(penalties)
+    _check(spike_counts, networks, v_lower=v_lower, strength=strength)
+    penalties = []
+    for counts in spike_counts:
+        lacking = _of_samples(v_lower, counts, networks) - counts
+        penalties.append(mean_of_networks(lacking.relu().square(), networks))
+    return _per_network(strength, penalties[0], networks) * _total(penalties)
+
+
+def mean_of_networks(values: Tensor, networks: int | None) -> Tensor:
+    """The mean of all values, or with `networks` that of each network's samples, (networks,)."""
+    if networks is None:
+        return values.mean()
+    # One after the other: the order of the sum is that of the network alone.
+    return torch.stack([own.mean() for own in values.chunk(networks)])
+
+
+def _per_network(
+    number: float | Sequence[float], like: Tensor, networks: int | None
+) -> float | Tensor:
+    """A number as it is, or one per network on the device and in the dtype of `like`."""
+    if networks is None or isinstance(number, (int, float)):
+        assert isinstance(number, (int, float))  # checked
+        return number
+    return torch.tensor(number, dtype=like.dtype, device=like.device)
+
+
+def _of_samples(
+    number: float | Sequence[float], values: Tensor, networks: int | None
+) -> float | Tensor:
+    """The same for every sample of `values`, (batch, ...)."""
+    own = _per_network(number, values, networks)
+    if not isinstance(own, Tensor):
+        return own
+    return own.repeat_interleave(len(values) // len(own)).view(-1, *[1] * (values.dim() - 1))
 
 
 def _total(penalties: list[Tensor]) -> Tensor:
@@ -105,7 +150,9 @@ def _total(penalties: list[Tensor]) -> Tensor:
     return total
 
 
-def _check(spike_counts: Sequence[Tensor], **numbers: float) -> None:
+def _check(
+    spike_counts: Sequence[Tensor], networks: int | None, **numbers: float | Sequence[float]
+) -> None:
     if isinstance(spike_counts, Tensor):
         raise TypeError("spike_counts must be a sequence of tensors, one per layer, got one tensor")
     if len(spike_counts) == 0:
@@ -115,6 +162,24 @@ def _check(spike_counts: Sequence[Tensor], **numbers: float) -> None:
             raise ValueError(
                 f"spike_counts[{index}] must be (batch, *features), got shape {tuple(counts.shape)}"
             )
+        _check_networks(networks, **{f"spike_counts[{index}]": len(counts)})
     for name, number in numbers.items():
-        if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"{name} must be finite and >= 0, got {number}")
+        if isinstance(number, (int, float)):
+            own: Sequence[float] = (number,)
+        elif networks is None or len(number) != networks:
+            wanted = "one number" if networks is None else f"one number or {networks}"
+            raise ValueError(f"{name} must be {wanted}, got {number}")
+        else:
+            own = number
+        for one in own:
+            if not (math.isfinite(one) and one >= 0):
+                raise ValueError(f"{name} must be finite and >= 0, got {one}")
+
+
+def _check_networks(networks: int | None, **samples: int) -> None:
+    for name, n_samples in samples.items():
+        if networks is not None and (networks < 1 or n_samples % networks):
+            raise ValueError(
+                f"networks must be at least 1 and divide the {n_samples} samples of {name}, "
+                f"got {networks}"
+            )

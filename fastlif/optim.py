@@ -92,7 +92,8 @@ class SMORMS3(Optimizer):
 
     All state is on the device and nothing waits for it, so a step can be part of a CUDA graph. On
     a GPU with Triton a contiguous float32 or float64 parameter takes one kernel launch; otherwise
-    all parameters of a group are updated at once with `torch._foreach_*`, a dozen launches.
+    all parameters of the groups that agree in all but lr are updated at once with
+    `torch._foreach_*`, a dozen launches.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer. `lr`, `eps`,
@@ -161,29 +162,36 @@ class SMORMS3(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # Groups that differ in lr alone, such as those of many networks, are updated at once.
+        alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
         for group in self.param_groups:
-            self._step_group(group)
+            options = (group["eps"], group["maximize"], group["minimum"])
+            alike.setdefault(options, []).append(group)
+        for groups in alike.values():
+            self._step_groups(groups)
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        if any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-            raise RuntimeError("SMORMS3 needs dense gradients, got a sparse one")
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and any(p.device != lr.device for p in parameters):
-            lr = lr.item()
-        together, states = [], []
-        for parameter in parameters:
-            state = self._state_of(parameter)
-            if _has_kernel(parameter, state):
-                from fastlif import optim_triton  # deferred: takes a second to import
+    def _step_groups(self, groups: list[dict[str, Any]]) -> None:
+        together, states, rates = [], [], []
+        for group in groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if any(p.grad is not None and p.grad.is_sparse for p in parameters):
+                raise RuntimeError("SMORMS3 needs dense gradients, got a sparse one")
+            lr = group["lr"]
+            if isinstance(lr, Tensor) and any(p.device != lr.device for p in parameters):
+                lr = lr.item()
+            for parameter in parameters:
+                state = self._state_of(parameter)
+                if _has_kernel(parameter, state):
+                    from fastlif import optim_triton  # deferred: takes a second to import
 
-                optim_triton.update(parameter, state, group | {"lr": lr})
-            else:
-                together.append(parameter)
-                states.append(state)
+                    optim_triton.update(parameter, state, group | {"lr": lr})
+                else:
+                    together.append(parameter)
+                    states.append(state)
+                    rates.append(lr)
         if together:
-            _update_together(together, states, group | {"lr": lr})
+            _update_together(together, states, rates, groups[0])
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -210,9 +218,12 @@ def _has_kernel(parameter: Tensor, state: dict[str, Tensor]) -> bool:
 
 
 def _update_together(
-    parameters: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]
+    parameters: list[Tensor],
+    states: list[dict[str, Tensor]],
+    rates: list[float | Tensor],
+    group: dict[str, Any],  # but for its lr
 ) -> None:
-    """One step of a group's parameters with operations on lists of tensors."""
+    """One step of the parameters of groups with operations on lists of tensors."""
     gradients = [p.grad for p in parameters if p.grad is not None]  # none is: chosen so
     g1 = [state["g1"] for state in states]
     g2 = [state["g2"] for state in states]
@@ -231,12 +242,12 @@ def _update_together(
     torch._foreach_addcmul_(window, window, share, value=-1.0)
     torch._foreach_add_(window, 1)
 
-    lr = group["lr"]
-    if isinstance(lr, Tensor):  # as a number it would have to be read from the device
-        for tensor in share:
-            tensor.clamp_(max=lr.view(()))
+    if any(isinstance(lr, Tensor) for lr in rates):
+        for tensor, lr in zip(share, rates, strict=True):
+            # As a number it would have to be read from the device.
+            tensor.clamp_(max=lr.view(()) if isinstance(lr, Tensor) else lr)
     else:
-        torch._foreach_clamp_max_(share, lr)
+        torch._foreach_clamp_max_(share, rates)
     torch._foreach_mul_(share, gradients)
     scale = torch._foreach_sqrt(g2)
     torch._foreach_add_(scale, group["eps"])

@@ -214,8 +214,10 @@ def _side_by_side(case: Case, **options: Any) -> Stack:
         for index, plan in enumerate(parts[0].plans)
     )
     parameters = tuple(
-        LayerTensors(*(None if own[0] is None else torch.stack(own) for own in zip(*layers)))
-        for layers in zip(*(part.parameters for part in parts))
+        LayerTensors(
+            *(None if own[0] is None else torch.stack(own) for own in zip(*layers, strict=True))
+        )
+        for layers in zip(*(part.parameters for part in parts), strict=True)
     )
     inputs = [part.input for part in parts]
     return Stack(plans, parameters, inputs[0] if case.shared_input else torch.cat(inputs, 1))

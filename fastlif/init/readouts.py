@@ -16,7 +16,7 @@ from fastlif.init.formulas import (
     unit_distribution,
 )
 from fastlif.init.prediction import Prediction
-from fastlif.init.traversal import mean_rate, readout_layers
+from fastlif.init.traversal import check_one_network, mean_rate, readout_layers
 from fastlif.spikes import PackedSpikes
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def readout_(
     readout = readout_layers(layer).get(type(layer).__name__)
     if readout is not layer:
         raise TypeError(f"layer must be an LIReadout, got {type(layer).__name__}")
+    check_one_network(readout)
     sources = readout.source_features
     rates = _per_source(rate, len(sources))
     tau_mem = readout.tau_mem if tau_mem is None else tau_mem

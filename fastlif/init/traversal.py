@@ -87,6 +87,15 @@ def visit_inputs(
             handle.remove()
 
 
+def check_one_network(layer: StackLayer) -> None:
+    """ValueError for a layer of several networks, each of which has weights to be drawn alone."""
+    if layer.networks > 1:
+        raise ValueError(
+            f"weights are drawn of one network at a time, got a layer of {layer.networks}: draw "
+            "those of the networks given to side_by_side, which are its own"
+        )
+
+
 def time_dim(layer: StackLayer, input: Tensor | PackedSpikes) -> int:
     """Dimension of time in a layer's input or output; packed spikes are time first always."""
     return 1 if layer.batch_first and isinstance(input, Tensor) else 0

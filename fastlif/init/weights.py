@@ -25,6 +25,7 @@ from fastlif.init.formulas import (
 from fastlif.init.prediction import Prediction, predict
 from fastlif.init.readouts import readout_, source_rates
 from fastlif.init.traversal import (
+    check_one_network,
     image_encoders,
     mean_rate,
     readout_layers,
@@ -194,6 +195,7 @@ def encoder_(layer: nn.Module, *, generator: Generator | None = None) -> None:
     encoder = image_encoders(layer).get(type(layer).__name__)
     if encoder is not layer:
         raise TypeError(f"layer must be an ImageEncoder, got {type(layer).__name__}")
+    check_one_network(encoder)
     draw_(encoder.weight, WeightDistribution(0.0, encoder.dt / encoder.tau_syn), generator)
     draw_(encoder.bias, unit_distribution(encoder.bias.numel()), generator)
 
@@ -222,6 +224,8 @@ def _layers_with_weights(
     layers, readouts = synaptic_layers(module), readout_layers(module)
     if not layers and not readouts:
         raise ValueError(f"module contains no fastlif layer with weights: {type(module).__name__}")
+    for layer in (*layers.values(), *readouts.values()):
+        check_one_network(layer)
     return layers, readouts
 
 

@@ -7,6 +7,7 @@ from fastlif.layers.conv import LIFConv1d, LIFConv2d
 from fastlif.layers.dalian import LIFDalianConv1d, LIFDalianLinear
 from fastlif.layers.encoder import ImageEncoder
 from fastlif.layers.linear import LIFLinear
+from fastlif.layers.networks import give_gradients, side_by_side
 from fastlif.layers.neuron import LIF
 from fastlif.layers.pooling import MaxPool1d, MaxPool2d
 from fastlif.layers.readout import LIReadout
@@ -27,4 +28,6 @@ __all__ = [
     "Sequential",
     "StackLayer",
     "StackOutput",
+    "give_gradients",
+    "side_by_side",
 ]

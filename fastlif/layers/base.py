@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastlif import ops
 from fastlif.ops import LayerPlan, LayerTensors, LIFState, StackResult
+from fastlif.ops.networks import of_networks
 from fastlif.spikes import PackedSpikes
 
 
@@ -25,6 +26,8 @@ class LIFOutput(NamedTuple):
 class StackMember(nn.Module):
     """What can be part of a fused stack: layers, and pooling behind them."""
 
+    networks = 1  # of which it holds the parameters; `side_by_side` makes more of one
+
     def plan(self, input_features: tuple[int, ...], n_steps: int) -> LayerPlan:
         """What this module computes for inputs of shape (n_steps, batch, *input_features)."""
         raise NotImplementedError
@@ -34,6 +37,7 @@ class StackLayer(StackMember):
     """One layer of a stack. Subclasses give `plan`, `tensors` and the attributes below."""
 
     hidden = False  # whether skip connections to a readout begin here
+    shares_input = True  # whether several networks can read the same input
     has_synapses = True  # whether spikes of another layer can be its input
     dt: float  # seconds
     batch_first: bool
@@ -63,9 +67,12 @@ class StackLayer(StackMember):
             self.weight, self.bias, self.recurrent_weight, state, self.inhibitory_weight
         )
 
-    def time_first(self, input: Tensor | PackedSpikes) -> Tensor | PackedSpikes:
+    def time_first(
+        self, input: Tensor | PackedSpikes, shared_input: bool = False
+    ) -> Tensor | PackedSpikes:
         """The input as operations take it: (time, batch, *features).
 
+        shared_input: it is that of several networks; without `shares_input` they get copies of it.
         TypeError or ValueError if it is none.
         """
         if not isinstance(input, (Tensor, PackedSpikes)):
@@ -84,13 +91,14 @@ class StackLayer(StackMember):
         *,
         return_state: bool = False,
         return_spike_counts: bool = False,
+        shared_input: bool = False,
     ) -> Tensor | LIFOutput:
         """Run over all steps of the input, (time, batch, *features) or batch first if so built.
 
         Packed spikes are time first always. Returns the output alone, or a LIFOutput when a flag
-        asks for more.
+        asks for more. shared_input: a layer of several networks runs each of them on all samples.
         """
-        result = run_layers((self,), input, (state,))
+        result = run_layers((self,), input, (state,), shared_input=shared_input)
         if not (return_state or return_spike_counts):
             return result.output
         counts = result.spike_counts[0] if return_spike_counts and result.spike_counts else None
@@ -106,6 +114,8 @@ class StackLayer(StackMember):
             sizes = set(value) if isinstance(value, tuple) else {value}  # (5, 5) stands for 5
             if name in ("tau_mem", "tau_syn", "dt") or sizes != {parameter.default}:
                 shown.append(f"{name}={value!r}")
+        if self.networks > 1:
+            shown.append(f"networks={self.networks}")
         return ", ".join(shown)
 
 
@@ -115,18 +125,25 @@ def run_layers(
     states: Sequence[LIFState | None],
     *,
     skip_to_readout: bool = False,
+    shared_input: bool = False,
 ) -> StackResult:
     """Run neighbouring modules as one fused stack, input and output in their order of dimensions.
 
-    The first is a layer, and all layers agree in batch_first, backend and (where it concerns them)
-    exact_membrane. The entry of `states` for a member that is no layer is None.
+    The first is a layer, and all layers agree in networks, batch_first, backend and (where it
+    concerns them) exact_membrane. The entry of `states` for a member that is no layer is None.
     skip_to_readout: the last one, a readout, hears all hidden layers: the signal before it, then
         the spikes of the other hidden layers, first to last.
+    shared_input: every network of layers of several networks gets all samples.
     """
     first = members[0]
     assert isinstance(first, StackLayer)
-    signal = first.time_first(input)
+    networks = first.networks
+    shared_input = shared_input and networks > 1
+    signal = first.time_first(input, shared_input)
+    shared_input = shared_input and first.shares_input
     n_steps, batch_size, *rest = signal.shape
+    if shared_input:
+        batch_size *= networks
     features = tuple(rest)
     plans: list[LayerPlan] = []
     tensors: list[LayerTensors] = []
@@ -147,8 +164,10 @@ def run_layers(
             exact_membrane |= bool(member.exact_membrane)
             if member.hidden:
                 sources.append(index)
-        plans.append(plan)
         features = plan.emitted_features
+        if networks > 1:
+            plan = of_networks(plan, networks, shared_input and not plans)
+        plans.append(plan)
     result = ops.stack(signal, plans, tensors, exact_membrane=exact_membrane, backend=first.backend)
     if first.batch_first and plans[-1].kind != "readout_max":
         result = result._replace(output=result.output.transpose(0, 1))

@@ -80,6 +80,8 @@ class DalianLIF(SynapticLIF):
         V_II: from and onto the layer's own neurons, sources named first. V_EE and V_EI are missing
         without excitatory recurrence. Rows are targets.
         """
+        if self.networks > 1:
+            raise ValueError(f"blocks are those of one network, got a layer of {self.networks}")
         n = self.n_excitatory
         blocks = {"W_FE": self.weight[:n], "W_FI": self.weight[n:]}
         if self.recurrent_weight is not None:

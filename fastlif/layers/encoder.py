@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ class ImageEncoder(LIF):
     """
 
     hidden = False
+    shares_input = False
     weight: nn.Parameter
     bias: nn.Parameter
 
@@ -82,8 +85,11 @@ class ImageEncoder(LIF):
         """The state alone: weight and bias have gone into the current."""
         return LayerTensors(state=state)
 
-    def time_first(self, input: Tensor | PackedSpikes) -> Tensor:
-        """Current (n_steps, batch, channels * fan_out, height, width), which has no time stride."""
+    def time_first(self, input: Tensor | PackedSpikes, shared_input: bool = False) -> Tensor:
+        """Current (n_steps, batch, channels * fan_out, height, width), which has no time stride.
+
+        Of several networks it is each one's own, also where they share the images.
+        """
         if not isinstance(input, Tensor):
             raise TypeError(f"input must be a Tensor of images, got {type(input).__name__}")
         if input.dim() != 4 or input.shape[1] != self.channels:
@@ -91,11 +97,39 @@ class ImageEncoder(LIF):
                 f"input must be images (batch, {self.channels}, height, width), "
                 f"got shape {tuple(input.shape)}"
             )
-        gain, bias = (values.view(-1, 1, 1) for values in (self.weight, self.bias))
-        current = input.repeat_interleave(self.fan_out, dim=1) * gain + bias
+        if self.networks == 1:
+            current = self._current(input, self.weight, self.bias)
+        else:  # each by itself: sums over the batch in its gradients are then what they are alone
+            parts = [input] * self.networks if shared_input else input.chunk(self.networks)
+            own = zip(parts, self.weight, self.bias, strict=True)
+            current = torch.cat([self._current(*one) for one in own])
+            return _Held.apply(current, self.n_steps, self.networks)
         return current.expand(self.n_steps, *current.shape)
+
+    def _current(self, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(batch, channels * fan_out, height, width)."""
+        gain, offset = weight.view(-1, 1, 1), bias.view(-1, 1, 1)
+        return images.repeat_interleave(self.fan_out, dim=1) * gain + offset
 
     def extra_repr(self) -> str:
         """Sizes, then what the neurons show."""
         shown = f"{self.channels}, n_steps={self.n_steps}, fan_out={self.fan_out}"
         return f"{shown}, {super().extra_repr()}"
+
+
+class _Held(torch.autograd.Function):
+    """The current of several networks, held for some steps; each network's gradient summed alone.
+
+    In one sum over all of them a number's place would decide how it is rounded.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, n_steps: int, networks: int) -> Tensor:
+        """(batch, ...) to (n_steps, batch, ...) without a copy."""
+        ctx.networks = networks
+        return current.expand(n_steps, *current.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The sum over steps."""
+        return torch.cat([own.sum(0) for own in grad.chunk(ctx.networks, 1)]), None, None

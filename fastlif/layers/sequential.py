@@ -56,12 +56,18 @@ class Sequential(nn.Sequential):
         *,
         return_states: bool = False,
         return_spike_counts: bool = False,
+        shared_input: bool = False,
     ) -> Tensor | StackOutput:
         """Run all modules; states are one per fastlif layer, in order, None for a fresh start.
 
         Spike counts are one per spiking layer. Returns the output alone, or a StackOutput when a
-        flag asks for more. Raises ValueError for these, and for given states, where layers are in
-        a nested Sequential that is called by itself: they would be missing.
+        flag asks for more.
+
+        shared_input: of several networks, see `side_by_side`, each runs on all samples of the
+            input; without it, they are those of one network behind those of the other.
+
+        Raises ValueError for states and counts, and for given states, where layers are in a nested
+        Sequential that is called by itself: they would be missing.
         """
         modules = list(_flattened(self))
         if states is not None or return_states or return_spike_counts:
@@ -100,15 +106,19 @@ class Sequential(nn.Sequential):
                 assert isinstance(layer, StackLayer)
                 if heard and layer is modules[-1] and isinstance(signal, Tensor):
                     signal = _joined(layer, (signal, *heard[:-1]))
-                outputs = _call(layer, signal, given[0], return_states, return_spike_counts)
+                flags = {"shared_input": True} if shared_input else {}
+                asked = return_states, return_spike_counts
+                outputs = _call(layer, signal, given[0], *asked, **flags)
                 if self.skip_to_readout and layer.hidden:
                     heard.append(outputs[0])
             else:
                 skips = skips_inside and part is parts[-1]
-                result = run_layers(part, signal, given, skip_to_readout=skips)
+                result = run_layers(
+                    part, signal, given, skip_to_readout=skips, shared_input=shared_input
+                )
                 own = [s for s, one in zip(result.states, is_layer, strict=True) if one]
                 outputs = result.output, own, result.spike_counts
-            signal = outputs[0]
+            signal, shared_input = outputs[0], False
             final_states += outputs[1]
             spike_counts += outputs[2]
         if isinstance(signal, PackedSpikes):  # no module at all
@@ -139,12 +149,13 @@ def _call(
     state: LIFState | None,
     return_state: bool,
     return_spike_counts: bool,
+    **flags: bool,
 ) -> tuple[Tensor, Sequence[LIFState], Sequence[Tensor]]:
     """Call a layer as a module, asking for no more than needed: its hooks see the same."""
     if not (return_state or return_spike_counts):
-        return layer(input, state), (), ()
+        return layer(input, state, **flags), (), ()
     output, final_state, counts = layer(
-        input, state, return_state=return_state, return_spike_counts=return_spike_counts
+        input, state, return_state=return_state, return_spike_counts=return_spike_counts, **flags
     )
     states = () if final_state is None else (final_state,)
     return output, states, () if counts is None else (counts,)
@@ -259,6 +270,7 @@ def _agree(first: StackLayer, second: StackLayer) -> bool:
     weights = [weight for weight in (first.weight, second.weight) if weight is not None]
     return (
         first.dt == second.dt
+        and first.networks == second.networks
         and first.batch_first == second.batch_first
         and first.backend == second.backend
         and len(exact) <= 1
