@@ -11,20 +11,31 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from fastlif.cli.processes import ALONE, Launch
 from fastlif.init import ActivityWarning
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Print errors that a user can mend as one line and end with exit status 2."""
+def reported(launch: Launch = ALONE) -> Iterator[None]:
+    """Print errors that a user can mend as one line and end with exit status 2.
+
+    launch: of a command that may run in several processes. One prints what they all met.
+    """
     try:
         yield
     except BrokenPipeError:
         raise  # who reads the output has seen enough
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(
-            f"error: {_message(error)}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        if launch.is_to_report():
+            place = "error" if launch.is_first else f"error in process {launch.rank}"
+            Console(stderr=True).print(
+                f"{place}: {_message(error)}",
+                style="red",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        launch.reported()
         raise typer.Exit(2) from error
 
 

@@ -13,10 +13,11 @@ from rich.console import Console
 
 from fastlif.cli.devices import chosen_device
 from fastlif.cli.errors import reported, warnings_on
+from fastlif.cli.processes import Launch
 from fastlif.models import PRESETS
 
 if TYPE_CHECKING:
-    from fastlif.train import TrainConfig, TrainResult
+    from fastlif.train import TrainConfig
 
 
 DATA, NETWORK, WEIGHTS = "Data", "Network", "Weights at the start"
@@ -216,11 +217,12 @@ def train(
     # Imported here: it takes a second or two, which no other command should pay.
     from fastlif.train import default_config, load_task, sample_duration
     from fastlif.train import train as run_training
-    from fastlif.train.progress import ConsoleReporter
+    from fastlif.train.progress import ConsoleReporter, print_result
 
-    console = Console()
+    launch = Launch.of_environment()
+    console = Console(quiet=not launch.is_first)
     try:
-        with reported():
+        with reported(launch):
             config = _configure(
                 default_config(preset, optimizer, duration=sample_duration(preset, data)),
                 {
@@ -258,12 +260,18 @@ def train(
             task = load_task(config, data)
             # What exists by now stays: the collector need not walk through it between the batches.
             gc.freeze()
-            with ConsoleReporter(console, quiet=quiet) as reporter, warnings_on(console):
-                result = run_training(config, task, folder, resume=resume, reporter=reporter)
+            with (
+                launch.joined(config.device) as processes,
+                ConsoleReporter(console, quiet=quiet) as reporter,
+                warnings_on(console),
+            ):
+                result = run_training(
+                    config, task, folder, resume=resume, reporter=reporter, processes=processes
+                )
     except KeyboardInterrupt:
         console.print("interrupted; the same command with --resume continues")
         raise typer.Exit(130) from None
-    _print_result(console, result, folder)
+    print_result(console, result, folder)
 
 
 def _configure(
@@ -284,17 +292,3 @@ def _configure(
 def _default_folder(config: TrainConfig) -> Path:
     kind = "recurrent" if config.recurrent else "feedforward"
     return Path("runs") / f"{config.preset}-{kind}-seed{config.seed}"
-
-
-def _print_result(console: Console, result: TrainResult, folder: Path) -> None:
-    rates = ", ".join(f"{rate:.1f}" for rate in result.test.firing_rates)
-    console.print(
-        f"test accuracy {result.test.accuracy:.2%} (loss {result.test.loss:.4f}) with the weights "
-        f"of epoch {result.best_epoch} of {result.epochs}, the best on validation "
-        f"({result.validation_accuracy:.2%})\n"
-        f"{result.n_parameters} parameters; firing rates on test samples {rates} Hz; "
-        f"{result.seconds_per_epoch:.2f} s per epoch (median)\n"
-        f"logs and checkpoint in {folder}",
-        highlight=False,
-        soft_wrap=True,
-    )

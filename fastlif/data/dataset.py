@@ -56,12 +56,14 @@ class SampleSource(Protocol):
         indices: Tensor,  # (batch,) int64, on the device of the samples
         device: torch.device | None = None,
         generator: torch.Generator | None = None,
+        part: slice = slice(None),
     ) -> tuple[PackedSpikes | Tensor, Tensor]:
-        """Inputs and targets (batch,) of the samples at `indices`, put on `device`.
+        """Inputs and targets (batch,) of the samples at `indices[part]`, put on `device`.
 
         Inputs are spikes (time, batch, *features) or images (batch, C, H, W) in [-1, 1]. With a
         generator (on the CPU) they are augmented at random; without one they are those of
-        evaluation, the same at every call and in every batch.
+        evaluation, the same at every call and in every batch. Random numbers are drawn for all of
+        `indices`, so that a sample is varied in the same way whatever part it is taken with.
         """
 
 
@@ -119,13 +121,14 @@ class PackedDataset:
         indices: Tensor,  # (batch,) int64, on the device of the data set
         device: torch.device | None = None,
         generator: torch.Generator | None = None,
+        part: slice = slice(None),
     ) -> tuple[PackedSpikes, Tensor]:
-        """Spikes (time, batch, *features) and labels (batch,) of the samples at `indices`.
+        """Spikes (time, batch, *features) and labels (batch,) of the samples at `indices[part]`.
 
         They go to `device`, from the CPU to a GPU through page-locked memory without waiting.
         Packed spikes are not augmented: `generator` changes nothing.
         """
-        here = self.spikes.device
+        here, indices = self.spikes.device, indices[part]
         labels = to_device(self.labels.index_select(0, indices), device)
         if device is None or device == here:
             return self.spikes.select(indices), labels
@@ -188,9 +191,10 @@ class Subset:
         indices: Tensor,  # (batch,) int64 numbers within the subset, on the device of the samples
         device: torch.device | None = None,
         generator: torch.Generator | None = None,
+        part: slice = slice(None),
     ) -> tuple[PackedSpikes | Tensor, Tensor]:
         """Inputs and targets as the source gives them."""
-        return self.source.select(self.indices.index_select(0, indices), device, generator)
+        return self.source.select(self.indices.index_select(0, indices), device, generator, part)
 
 
 def to_device(tensor: Tensor, device: torch.device | None) -> Tensor:

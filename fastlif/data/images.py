@@ -69,12 +69,14 @@ class ImageDataset:
         indices: Tensor,  # (batch,) int64, on the device of the images
         device: torch.device | None = None,
         generator: torch.Generator | None = None,
+        part: slice = slice(None),
     ) -> tuple[Tensor, Tensor]:
-        """Images (batch, C, H, W) float32, byte b as b / 127.5 - 1, and targets (batch,).
+        """Images (batch, C, H, W) float32 and targets (batch,) of the samples at `indices[part]`.
 
-        They go to `device` as bytes and become numbers there. The paper trains on the images as
-        they are, so `generator` changes nothing.
+        Byte b becomes b / 127.5 - 1. They go to `device` as bytes and become numbers there. The
+        paper trains on the images as they are, so `generator` changes nothing.
         """
+        indices = indices[part]
         images = to_device(self.images.index_select(0, indices), device)
         targets = to_device(self.targets.index_select(0, indices), device)
         return images.to(torch.float32).div_(127.5).sub_(1.0), targets

@@ -203,15 +203,17 @@ class EventRecordings:
         indices: Tensor,  # (batch,) int64, on the device of the recordings
         device: torch.device | None = None,
         generator: torch.Generator | None = None,
+        part: slice = slice(None),
     ) -> tuple[PackedSpikes, Tensor]:
-        """Spikes (time, batch, 2, H, W) and targets (batch,), put on `device`.
+        """Spikes (time, batch, 2, H, W) and targets (batch,) at `indices[part]`, put on `device`.
 
-        With a generator (on the CPU), which it asks for two numbers per sample, the batch is
-        augmented; the same numbers give the same batch on every device. Recordings on a GPU make
-        the host wait for it once.
+        With a generator (on the CPU), which it asks for two numbers for each of `indices`, the
+        batch is augmented; the same numbers give the same batch on every device. Recordings on a
+        GPU make the host wait for it once.
         """
         chosen = indices.cpu()
-        starts, seeds = self._draw(chosen, generator)
+        starts, seeds = (drawn[part] for drawn in self._draw(chosen, generator))
+        indices, chosen = indices[part], chosen[part]
         spans = self._spans(chosen, starts)
         counts = torch.tensor([0] + [last - first for first, last in spans])
         home = self.times.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ def training_batches(
     device: torch.device,
     *,
     channel_shift: int = 0,
+    share: Callable[[int], slice] = lambda n_samples: slice(None),
 ) -> Iterator[Batch]:
     """Batches of an epoch on the device, each sample once, varied at random.
 
@@ -53,6 +54,8 @@ def training_batches(
         generator: on the CPU.
         device: on which the batches are wanted.
         channel_shift: samples are moved by up to this many input channels, to either side.
+        share: the part of a batch of so many samples that is wanted. What is drawn, and so a sample
+            of it, is the same whatever the part.
     """
     batches = epoch_batches(len(source), n_batches, generator)
     shifts = [
@@ -62,7 +65,8 @@ def training_batches(
     order = torch.cat(batches).to(source.targets.device)
     moves = torch.cat(shifts).to(device).tensor_split(n_batches) if shifts else None
     for number, indices in enumerate(order.tensor_split(n_batches)):
-        inputs, targets = source.select(indices, device, generator)
+        part = share(len(indices))
+        inputs, targets = source.select(indices, device, generator, part)
         if moves is not None and isinstance(inputs, PackedSpikes):
-            inputs = shift_features(inputs, moves[number])
+            inputs = shift_features(inputs, moves[number][part])
         yield inputs, targets

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 from fastlif.files import held_by_this_process, write_atomically
 from fastlif.train.config import TrainConfig
 from fastlif.train.logs import EpochRecord, Scores, TensorBoardLog
+from fastlif.train.parallel import Processes
 from fastlif.train.run import CHECKPOINT_NAME, Reporter, Run
 from fastlif.train.task import Task
 from fastlif.versions import versions
@@ -41,6 +44,7 @@ def train(
     *,
     resume: bool = False,
     reporter: Reporter | None = None,
+    processes: Processes | None = None,
 ) -> TrainResult:
     """Train a preset, saving every epoch in `folder`, and test the best epoch's weights.
 
@@ -48,31 +52,53 @@ def train(
     `result.json`. An interrupted run is continued with `resume=True` and then ends bit for bit
     as it would have without the interruption.
 
+    processes: those that train the network together, see `Processes`; default: this one alone. All
+        of them call this function with the same arguments and return the same result. The folder
+        and the reporter are the first one's.
+
     Raises:
         ValueError: the folder already holds a run and `resume` is False, its checkpoint is
-            damaged or of another run, or another process trains there.
+            damaged or of another run, or another process trains there; there are more processes
+            than samples in a batch, or they differ in settings, data or versions.
         TrainingFailed: the loss is no longer finite; it is a ValueError too.
         FileNotFoundError: `resume` is True and there is no checkpoint.
+        ConnectionError: another one of several processes has ended.
     """
+    processes = Processes() if processes is None else processes
+    with processes.held_by_first(_held(folder, resume)):
+        return _train(config, task, folder, resume, reporter, processes)
+
+
+@contextmanager
+def _held(folder: Path, resume: bool) -> Iterator[None]:
+    """Hold a folder that is for a new run, or for the one in it."""
     with held_by_this_process(folder):
         if (folder / CHECKPOINT_NAME).exists() and not resume:
             raise ValueError(
                 f"{folder} already holds a run: resume it, or choose another output folder"
             )
-        return _train(config, task, folder, resume, reporter)
+        yield
 
 
 def _train(
-    config: TrainConfig, task: Task, folder: Path, resume: bool, reporter: Reporter | None
+    config: TrainConfig,
+    task: Task,
+    folder: Path,
+    resume: bool,
+    reporter: Reporter | None,
+    processes: Processes,
 ) -> TrainResult:
     """Train in a folder that no other process writes to."""
     code = versions()  # loaded now, whatever is checked out later
-    run = Run(config, task, folder, resume=resume)
+    run = Run(config, task, folder, processes, resume=resume)
+    reporter = reporter if processes.is_first else None
     if reporter is not None:
         reporter.started(
             epochs_done=run.epoch, epochs=config.all_epochs, batches_per_epoch=run.n_batches
         )
-    log = TensorBoardLog(folder / "tensorboard", epochs_done=run.epoch)
+    log = None
+    if processes.is_first:
+        log = TensorBoardLog(folder / "tensorboard", epochs_done=run.epoch)
     try:
         for epoch in range(run.epoch + 1, config.all_epochs + 1):
             start = time.perf_counter()
@@ -85,14 +111,17 @@ def _train(
                 validation=run.evaluate(run.validation_set),
                 seconds=time.perf_counter() - start,
             )
-            log.epoch(record.row())
+            if log is not None:
+                log.epoch(record.row())
             is_best = run.finish_epoch(record)
             if reporter is not None:
                 reporter.epoch_done(record, is_best=is_best)
         test = run.test_best()
-        log.test(test, run.best_epoch)
+        if log is not None:
+            log.test(test, run.best_epoch)
     finally:
-        log.close()
+        if log is not None:
+            log.close()
     return _write_result(run, test, code)
 
 
@@ -121,5 +150,6 @@ def _write_result(run: Run, test: Scores, code: dict[str, str | None]) -> TrainR
         "seconds_per_epoch": result.seconds_per_epoch,
         "versions": code,  # that ended the run
     }
-    write_atomically(run.folder / RESULT_NAME, (json.dumps(content, indent=2) + "\n").encode())
+    if run.processes.is_first:
+        write_atomically(run.folder / RESULT_NAME, (json.dumps(content, indent=2) + "\n").encode())
     return result

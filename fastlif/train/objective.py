@@ -14,6 +14,7 @@ from fastlif.layers.dalian import DalianLIF
 from fastlif.losses import lower_bound, upper_bound
 from fastlif.models import Regularization
 from fastlif.train.logs import Scores
+from fastlif.train.parallel import Processes
 
 __all__ = [
     "Meter",
@@ -142,10 +143,12 @@ class Meter:
                 self._rates = torch.zeros_like(rates)
             self._rates += rates
 
-    def scores(self) -> Scores:
-        """Means over all samples added."""
-        loss, penalty, correct, n_samples = self._sums.tolist()
+    def scores(self, processes: Processes) -> Scores:
+        """Means over all samples that were added, by all processes together."""
         assert self._rates is not None  # a pass has at least one batch
+        processes.add(self._sums)
+        processes.add(self._rates)
+        loss, penalty, correct, n_samples = self._sums.tolist()
         rates = [count / n_samples for count in self._rates.tolist()]
         return Scores(
             loss=loss / n_samples,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -16,8 +17,9 @@ from rich.progress import (
 )
 
 from fastlif.train.logs import EpochRecord
+from fastlif.train.loop import TrainResult
 
-__all__ = ["ConsoleReporter"]
+__all__ = ["ConsoleReporter", "print_result"]
 
 
 class ConsoleReporter:
@@ -85,3 +87,18 @@ class ConsoleReporter:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def print_result(console: Console, result: TrainResult, folder: Path) -> None:
+    """Print the scores of a finished run, and where its files are."""
+    rates = ", ".join(f"{rate:.1f}" for rate in result.test.firing_rates)
+    console.print(
+        f"test accuracy {result.test.accuracy:.2%} (loss {result.test.loss:.4f}) with the weights "
+        f"of epoch {result.best_epoch} of {result.epochs}, the best on validation "
+        f"({result.validation_accuracy:.2%})\n"
+        f"{result.n_parameters} parameters; firing rates on test samples {rates} Hz; "
+        f"{result.seconds_per_epoch:.2f} s per epoch (median)\n"
+        f"logs and checkpoint in {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +11,6 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from fastlif.data import SampleSource
-from fastlif.graph import GraphStep
 from fastlif.init.activity import warn_of_activity
 from fastlif.layers import Sequential
 from fastlif.losses import max_over_time_cross_entropy
@@ -33,6 +31,7 @@ from fastlif.train.initialization import initialize
 from fastlif.train.logs import EpochRecord, Phase, Scores, with_phase, write_csv
 from fastlif.train.objective import Meter, penalty, populations, priming_bounds, split_counts
 from fastlif.train.optimizers import make_optimizer
+from fastlif.train.parallel import Processes, Step, check_together, make_step
 from fastlif.train.task import Task
 
 __all__ = ["CHECKPOINT_NAME", "CSV_NAME", "Reporter", "Run", "TrainingFailed"]
@@ -61,9 +60,12 @@ class Reporter(Protocol):
 class Run:
     """Network, optimizer, data on their device, and what happened so far."""
 
-    def __init__(self, config: TrainConfig, task: Task, folder: Path, *, resume: bool) -> None:
+    def __init__(
+        self, config: TrainConfig, task: Task, folder: Path, processes: Processes, *, resume: bool
+    ) -> None:
         self.config = config
         self.folder = folder
+        self.processes = processes
         self.duration = task.duration
         self.settings = config.as_dict()
         self.data = task.summary(config.dt)
@@ -77,7 +79,8 @@ class Run:
         self.best_model: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
         _check_device(config.device)
-        fabric = Fabric(accelerator=config.device, devices=1)
+        devices = [processes.gpu] if config.device == "cuda" else 1
+        fabric = Fabric(accelerator=config.device, devices=devices)
         self.device = fabric.device
         self.model = fabric.setup_module(self.network)
         # After the move: the optimizer's state is made, and restored, where the parameters are.
@@ -85,13 +88,13 @@ class Run:
         if resume:
             self._restore()
         self._phase: Phase | None = None  # for which the step was made
-        self._step: GraphStep | None = None
+        self._step: Step | None = None
         self.meter = Meter(self.duration, self.device)
-        parts = (task.train, task.validation, task.test)
-        home = self.device if _fit(parts, self.device) else torch.device("cpu")
+        parts, home = (task.train, task.validation, task.test), task.home(self.device)
         self.train_set, self.validation_set, self.test_set = (part.to(home) for part in parts)
         self.n_batches = math.ceil(len(self.train_set) / config.batch_size)
-        if not resume:
+        check_together(processes, config, task, self.network)
+        if not resume and processes.is_first:
             self._warn_of_activity()
 
     @property
@@ -118,12 +121,13 @@ class Run:
             epoch_generator(self.config.seed, epoch),
             self.device,
             channel_shift=self.config.channel_shift,
+            share=self.processes.share,
         )
         for inputs, targets in batches:
             step(inputs, targets)
             if reporter is not None:
                 reporter.batch_done()
-        scores = self.meter.scores()
+        scores = self.meter.scores(self.processes)
         if not math.isfinite(scores.loss + scores.penalty):
             raise TrainingFailed(
                 f"the loss must stay finite, got {scores.loss} with a penalty of {scores.penalty} "
@@ -131,7 +135,7 @@ class Run:
             )
         return scores
 
-    def _step_for(self, epoch: int) -> GraphStep:
+    def _step_for(self, epoch: int) -> Step:
         """The training step of an epoch's phase. Supervised training begins with a new optimizer.
 
         What the optimizer learned of the gradients of priming says nothing of those that follow.
@@ -141,10 +145,11 @@ class Run:
             self.optimizer = make_optimizer(self.network, self.config, self.device)
         if self._step is None or phase != self._phase:
             self._phase = phase
-            self._step = GraphStep(
+            self._step = make_step(
                 self._supervised if phase == "supervised" else self._priming,
                 self.optimizer,
-                capture=None if self.config.graph else False,
+                self.processes,
+                graph=self.config.graph,
             )
         return self._step
 
@@ -179,11 +184,14 @@ class Run:
         """One pass over samples, not augmented, with the weights as they are."""
         meter = Meter(self.duration, self.device)
         samples = torch.arange(len(source), device=source.targets.device)
-        for indices in samples.split(self.config.batch_size):
+        for batch in samples.split(self.config.batch_size):
+            indices = batch[self.processes.share(len(batch))]
+            if not len(indices):  # the last batch may have fewer samples than there are processes
+                continue
             inputs, targets = source.select(indices, self.device)
             output, counts = self._forward(inputs)
             meter.add(output, targets, counts, max_over_time_cross_entropy(output, targets), None)
-        return meter.scores()
+        return meter.scores(self.processes)
 
     def finish_epoch(self, record: EpochRecord) -> bool:
         """Take over an epoch's record, save the run, and tell whether it is the best so far."""
@@ -194,6 +202,10 @@ class Run:
         if is_best:
             self.best_epoch = record.epoch
             self.best_model = {name: tensor.clone() for name, tensor in parameters.items()}
+        self.processes.on_first(lambda: self._save(parameters))
+        return is_best
+
+    def _save(self, parameters: dict[str, Tensor]) -> None:
         save_checkpoint(
             Checkpoint(
                 settings=self.settings,
@@ -208,7 +220,6 @@ class Run:
             self.checkpoint_path,
         )
         write_csv(self.folder / CSV_NAME, self.history)
-        return is_best
 
     def _is_best(self, validation: Scores) -> bool:
         if not self.best_epoch:
@@ -244,17 +255,21 @@ class Run:
                     population.name, shares_of_steps, dt, silent=silent, saturated=saturated
                 )
 
+    def _load(self) -> Checkpoint:
+        checkpoint = load_checkpoint(self.checkpoint_path)
+        check_same_run(checkpoint, self.settings, self.data, self.checkpoint_path)
+        return checkpoint
+
     def _restore(self) -> None:
-        path = self.checkpoint_path
-        checkpoint = load_checkpoint(path)
-        check_same_run(checkpoint, self.settings, self.data, path)
+        path, checkpoint = self.checkpoint_path, self.processes.on_first(self._load)
         restore_model(self.network, checkpoint.model, path)
         restore_optimizer(self.optimizer, self.network, checkpoint.optimizer, path)
         self.epoch = checkpoint.epoch
         self.best_epoch = checkpoint.best_epoch
         self.best_model = checkpoint.best_model
         self.history = [with_phase(row) for row in checkpoint.history]
-        write_csv(self.folder / CSV_NAME, self.history)
+        if self.processes.is_first:
+            write_csv(self.folder / CSV_NAME, self.history)
 
 
 def build_network(config: TrainConfig, task: Task) -> Sequential:
@@ -275,11 +290,3 @@ def build_network(config: TrainConfig, task: Task) -> Sequential:
 def _check_device(name: str) -> None:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device 'cuda' needs a GPU that torch {torch.__version__} can use")
-
-
-def _fit(parts: Sequence[SampleSource], device: torch.device) -> bool:
-    """Whether all samples can stay on the device: on a GPU they may take half of what is free."""
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return sum(part.n_bytes for part in parts) <= free // 2

@@ -83,6 +83,14 @@ class Task:
             total += mean_firing_rate(inputs, dt) * len(indices)
         return total / sum(len(indices) for indices in batches)
 
+    def home(self, device: torch.device) -> torch.device:
+        """Where to keep all samples: on a GPU they may take half of what is free."""
+        if device.type != "cuda":
+            return device
+        free, _ = torch.cuda.mem_get_info(device)
+        needed = sum(part.n_bytes for part in (self.train, self.validation, self.test))
+        return device if needed <= free // 2 else torch.device("cpu")
+
     def some_images(self) -> Tensor | None:
         """A batch (batch, C, H, W) of training images, None if the samples are spikes."""
         inputs, _ = self.train.select(self._spread(_RATE_BATCH))
