@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from torch import distributed
 from fastlif.data import Subset
 from fastlif.files import held_by_this_process
 from fastlif.models import Regularization
-from fastlif.train import TrainConfig, run, train
-from fastlif.train.parallel import Processes
+from fastlif.train import Processes, TrainConfig, run, train
 from tests.tiny_tasks import tiny_config, tiny_task
+from tests.training import CHECKPOINT
 
 BOUNDS = Regularization(
     v_upper=1.0, upper_strength=0.1, upper_per="channel", v_lower=2.0, lower_strength=0.1
@@ -73,8 +74,9 @@ def trainings(folder: Path, both: Processes) -> None:
     in_float64(in_turns)
     config = exact_config("shd-dense")
     train_tiny(config, folder / "whole", both)
-    train_tiny(dataclasses.replace(config, epochs=2), folder / "parts", both)
-    train_tiny(config, folder / "parts", both, resume=True)
+    parts = folder / ("parts" if both.is_first else "nowhere")  # only the first one's is used
+    train_tiny(dataclasses.replace(config, epochs=2), parts, both)
+    train_tiny(config, parts, both, resume=True)
 
 
 def failures(folder: Path, both: Processes) -> dict[str, str]:
@@ -112,12 +114,16 @@ def failures(folder: Path, both: Processes) -> dict[str, str]:
     def full_disk(*given: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "checkpoint")
 
+    if both.is_first:
+        (folder / "damaged").mkdir()
+        (folder / "damaged" / CHECKPOINT).write_bytes(b"damaged")
     with held_by_this_process(folder / "lock") if both.is_first else nullcontext():
         locked = message("lock")
     return {
         "lock": locked,
         "again": message("whole"),
         "missing": message("missing", resume=True),
+        "damaged": message("damaged", resume=True),
         "batch": message("batch", batch_size=1),
         "uneven": message("uneven", batch_size=2),
         "validation": message("validation"),
@@ -144,7 +150,11 @@ def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        timeout=timedelta(seconds=60),
+        rank=rank,
+        world_size=2,
     )
     both = Processes.of_group()
     trainings(folder, both)

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from fastlif.cli import app
 from fastlif.files import held_by_this_process
 from fastlif.spikes import PackedSpikes
+from fastlif.train import Processes
 from fastlif.train.batches import epoch_generator, training_batches
-from fastlif.train.parallel import Processes
 from tests.parallel_worker import EXACT, work
 from tests.tiny_tasks import tiny_task
 from tests.training import CHECKPOINT, QUICK, assert_same_run, rows, run_train, write_events
@@ -106,15 +106,6 @@ class TestTorchrun:
         (message,) = errors(result.stderr)
         assert f"{tmp_path} is in use by another process" in message
 
-    def test_a_damaged_checkpoint_ends_both_with_one_message(
-        self, command: tuple[object, ...], tmp_path: Path
-    ) -> None:
-        (tmp_path / CHECKPOINT).write_bytes(b"damaged")
-        result = launch("train", *command, "--out", tmp_path, "--resume")
-        assert result.returncode != 0
-        (message,) = errors(result.stderr)
-        assert "damaged checkpoint" in message
-
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -149,6 +140,7 @@ class TestTwoProcesses:
 
     def test_resume_with_the_same_bits(self, both: Path) -> None:
         assert_same_run(both / "whole", both / "parts")
+        assert not (both / "nowhere").exists()
 
     @pytest.mark.parametrize(
         ("name", "words"),
@@ -156,6 +148,7 @@ class TestTwoProcesses:
             ("lock", "lock is in use by another process"),
             ("again", "whole already holds a run"),
             ("missing", "no checkpoint at"),
+            ("damaged", "damaged checkpoint"),
             ("batch", "batch_size must be at least as many as the processes, 2,"),
             ("uneven", "the smallest batch of training must be at least"),
             ("validation", "the validation samples must be at least as many as the processes, 2,"),

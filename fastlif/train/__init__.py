@@ -4,11 +4,13 @@ from fastlif.train.config import TrainConfig, default_config
 from fastlif.train.initialization import initialize
 from fastlif.train.logs import EpochRecord, Scores
 from fastlif.train.loop import TrainResult, train
+from fastlif.train.parallel import Processes
 from fastlif.train.run import Reporter, TrainingFailed
 from fastlif.train.task import Task, load_task, sample_duration
 
 __all__ = [
     "EpochRecord",
+    "Processes",
     "Reporter",
     "Scores",
     "Task",

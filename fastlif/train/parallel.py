@@ -117,8 +117,9 @@ class Processes:
         try:
             collective()
         except RuntimeError as error:
+            reason = str(error).partition(". ")[0]
             raise ConnectionError(
-                f"another of the {self.count} processes has ended or cannot be reached ({error})"
+                f"another of the {self.count} processes has ended or cannot be reached ({reason})"
             ) from error
 
 
