@@ -192,7 +192,7 @@ def train(
         bool,
         typer.Option(
             "--graph/--no-graph",
-            help="On a GPU: replay steps as a CUDA graph.",
+            help="On a GPU, in one process: replay steps as a CUDA graph.",
             rich_help_panel=MACHINE,
         ),
     ] = True,

@@ -41,7 +41,8 @@ class TrainConfig:
     channel_shift: int = 0  # training samples are moved by up to this many input channels
     backend: str | None = None  # of the layers; None is by device
     device: str = "cpu"  # an accelerator of Lightning Fabric: cpu, cuda, ...
-    graph: bool = True  # on a GPU, steps are replayed as a CUDA graph; the results are the same
+    # On a GPU, one process replays steps as a CUDA graph; the results are the same.
+    graph: bool = True
     optimizer: str = "smorms3"  # or "adam", "sgd"
     # Of the hidden layers: for a sigma_u at the rate of the data, N(0, 2 / fan_in), or
     # N(mu_w, sigma_w^2).
