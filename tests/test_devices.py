@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastlif import PackedSpikes, extension, graph
 from fastlif.data import PackedDataset, shift_features
-from fastlif.train import run
+from fastlif.train import Task, parallel
 from tests.test_graph import TapeRecorder
 from tests.training import QUICK, assert_same_run, run_train, write_events
 
@@ -162,11 +162,15 @@ class TestTraining:
                 steps.append(self.captured)
                 return result
 
-        monkeypatch.setattr(run, "GraphStep", lambda *args, capture: Counted(*args, capture=False))
+        monkeypatch.setattr(
+            parallel, "GraphStep", lambda *args, capture: Counted(*args, capture=False)
+        )
         assert run_train(*command, "--out", plain).exit_code == 0
         assert steps == [False] * 15
         steps.clear()
-        monkeypatch.setattr(run, "GraphStep", lambda *args, capture: Counted(*args, capture=True))
+        monkeypatch.setattr(
+            parallel, "GraphStep", lambda *args, capture: Counted(*args, capture=True)
+        )
         if device == "cpu":
             monkeypatch.setattr(graph, "_Recorder", TapeRecorder)
         result = run_train(*command, "--out", recorded)
@@ -200,6 +204,6 @@ class TestTraining:
         there, here = tmp_path / "there", tmp_path / "here"
         command = ("shd-dense", "--data", data, "--epochs", 2, "--device", "cuda", *QUICK)
         assert run_train(*command, "--out", there).exit_code == 0
-        monkeypatch.setattr(run, "_fit", lambda parts, device: False)
+        monkeypatch.setattr(Task, "home", lambda task, device: torch.device("cpu"))
         assert run_train(*command, "--out", here).exit_code == 0
         assert_same_run(there, here)
