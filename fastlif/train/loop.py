@@ -19,7 +19,15 @@ from fastlif.train.run import CHECKPOINT_NAME, Reporter, Run
 from fastlif.train.task import Task
 from fastlif.versions import versions
 
-__all__ = ["RESULT_NAME", "TrainResult", "train"]
+__all__ = [
+    "RESULT_NAME",
+    "TrainResult",
+    "end_epoch",
+    "epoch_record",
+    "held",
+    "train",
+    "write_result",
+]
 
 RESULT_NAME = "result.json"
 
@@ -65,12 +73,12 @@ def train(
         ConnectionError: another one of several processes has ended.
     """
     processes = Processes() if processes is None else processes
-    with processes.held_by_first(_held(folder, resume)):
+    with processes.held_by_first(held(folder, resume)):
         return _train(config, task, folder, resume, reporter, processes)
 
 
 @contextmanager
-def _held(folder: Path, resume: bool) -> Iterator[None]:
+def held(folder: Path, resume: bool) -> Iterator[None]:
     """Hold a folder that is for a new run, or for the one in it."""
     with held_by_this_process(folder):
         if (folder / CHECKPOINT_NAME).exists() and not resume:
@@ -103,29 +111,49 @@ def _train(
         for epoch in range(run.epoch + 1, config.all_epochs + 1):
             start = time.perf_counter()
             scores = run.train_epoch(epoch, reporter)
-            record = EpochRecord(
-                epoch=epoch,
-                phase=run.phase(epoch),
-                populations=run.population_names,
-                train=scores,
-                validation=run.evaluate(run.validation_set),
-                seconds=time.perf_counter() - start,
-            )
-            if log is not None:
-                log.epoch(record.row())
-            is_best = run.finish_epoch(record)
-            if reporter is not None:
-                reporter.epoch_done(record, is_best=is_best)
+            validation = run.evaluate(run.validation_set)
+            seconds = time.perf_counter() - start
+            end_epoch(run, epoch_record(run, epoch, scores, validation, seconds), log, reporter)
         test = run.test_best()
         if log is not None:
             log.test(test, run.best_epoch)
     finally:
         if log is not None:
             log.close()
-    return _write_result(run, test, code)
+    return write_result(run, test, code)
 
 
-def _write_result(run: Run, test: Scores, code: dict[str, str | None]) -> TrainResult:
+def epoch_record(
+    run: Run,
+    epoch: int,
+    scores: Scores,  # of training
+    validation: Scores,
+    seconds: float,
+) -> EpochRecord:
+    """What an epoch of a run gave."""
+    return EpochRecord(
+        epoch=epoch,
+        phase=run.phase(epoch),
+        populations=run.population_names,
+        train=scores,
+        validation=validation,
+        seconds=seconds,
+    )
+
+
+def end_epoch(
+    run: Run, record: EpochRecord, log: TensorBoardLog | None, reporter: Reporter | None
+) -> None:
+    """Log and save an epoch, and tell the reporter."""
+    if log is not None:
+        log.epoch(record.row())
+    is_best = run.finish_epoch(record)
+    if reporter is not None:
+        reporter.epoch_done(record, is_best=is_best)
+
+
+def write_result(run: Run, test: Scores, code: dict[str, str | None]) -> TrainResult:
+    """The outcome of a run that has come to its end, and its `result.json`."""
     best = run.history[run.best_epoch - 1]
     result = TrainResult(
         best_epoch=run.best_epoch,

@@ -5,19 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastlif.init.traversal import spiking_layers
 from fastlif.layers.dalian import DalianLIF
-from fastlif.losses import lower_bound, upper_bound
+from fastlif.losses import (
+    lower_bound,
+    max_over_time_cross_entropy,
+    mean_of_networks,
+    upper_bound,
+)
 from fastlif.models import Regularization
+from fastlif.spikes import PackedSpikes
 from fastlif.train.logs import Scores
 from fastlif.train.parallel import Processes
 
 __all__ = [
     "Meter",
+    "Objective",
     "Population",
     "penalty",
     "penalty_of",
@@ -81,14 +89,22 @@ def split_counts(
 
 def penalty(
     spike_counts: Sequence[Tensor],  # one (batch, channels, *sizes) per population
-    bounds: Regularization,
-) -> Tensor | None:
-    """Sum of the bounds with a strength above 0, None if there are none."""
+    bounds: Regularization | Sequence[Regularization],  # of one network, or of each of several
+) -> Tensor | None:  # scalar, or (networks,)
+    """Sum of the bounds with a strength above 0 (in any network), None if there are none."""
+    every = [bounds] if isinstance(bounds, Regularization) else list(bounds)
+    networks = None if isinstance(bounds, Regularization) else len(every)
+
+    def of_all(name: str) -> Any:
+        own = [getattr(one, name) for one in every]
+        return own[0] if networks is None else own
+
     total = None
-    if bounds.upper_strength > 0:
-        total = upper_bound(spike_counts, bounds.v_upper, bounds.upper_strength, bounds.upper_per)
-    if bounds.lower_strength > 0:
-        lower = lower_bound(spike_counts, bounds.v_lower, bounds.lower_strength)
+    if any(one.upper_strength > 0 for one in every):
+        numbers = of_all("v_upper"), of_all("upper_strength")
+        total = upper_bound(spike_counts, *numbers, every[0].upper_per, networks)
+    if any(one.lower_strength > 0 for one in every):
+        lower = lower_bound(spike_counts, of_all("v_lower"), of_all("lower_strength"), networks)
         total = lower if total is None else total + lower
     return total
 
@@ -109,14 +125,18 @@ def penalty_of(
 class Meter:
     """Sums over the batches of one pass, on the device: nothing waits until the end of it.
 
-    The sums are changed in place, so that adding to them can be part of a CUDA graph.
+    The sums are changed in place, so that adding to them can be part of a CUDA graph. With
+    `networks` they are those of each of several networks side by side.
     """
 
-    def __init__(self, duration: float, device: torch.device) -> None:
+    def __init__(self, duration: float, device: torch.device, networks: int | None = None) -> None:
         self._duration = duration
-        # Of loss, penalty, correct answers and samples.
-        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
-        self._rates: Tensor | None = None  # (populations,) mean spike count, summed over samples
+        self._networks = networks
+        # Of loss, penalty, correct answers and samples; (4,) or (4, networks).
+        shape = (4,) if networks is None else (4, networks)
+        self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
+        # Mean spike count, summed over samples; (populations,) or (populations, networks).
+        self._rates: Tensor | None = None
 
     def reset(self) -> None:
         """Begin another pass."""
@@ -129,16 +149,17 @@ class Meter:
         scores: Tensor,  # (batch, classes)
         targets: Tensor,  # (batch,)
         spike_counts: Sequence[Tensor],  # one per population
-        loss: Tensor,
+        loss: Tensor,  # as the penalty scalar, or (networks,)
         penalty: Tensor | None,
     ) -> None:
-        """Add one batch."""
+        """Add one batch, of each of several networks."""
         with torch.no_grad():
-            n = len(targets)
-            correct = (scores.argmax(dim=1) == targets).sum()
+            n = len(targets) // (self._networks or 1)
+            correct = (scores.argmax(dim=1) == targets).unflatten(0, (-1, n)).sum(1).view_as(loss)
             penalty = torch.zeros_like(loss) if penalty is None else penalty
             self._sums += torch.stack((loss * n, penalty * n, correct, torch.full_like(correct, n)))
-            rates = torch.stack([counts.mean() for counts in spike_counts]) * n
+            means = [mean_of_networks(counts, self._networks) for counts in spike_counts]
+            rates = torch.stack(means) * n
             if self._rates is None:
                 self._rates = torch.zeros_like(rates)
             self._rates += rates
@@ -148,11 +169,94 @@ class Meter:
         assert self._rates is not None  # a pass has at least one batch
         processes.add(self._sums)
         processes.add(self._rates)
-        loss, penalty, correct, n_samples = self._sums.tolist()
-        rates = [count / n_samples for count in self._rates.tolist()]
+        return self._means(self._sums.tolist(), self._rates.tolist())
+
+    def scores_of_networks(self) -> list[Scores]:
+        """Means over all samples that were added, of each of several networks."""
+        assert self._rates is not None
+        pairs = zip(self._sums.t().tolist(), self._rates.t().tolist(), strict=True)
+        return [self._means(*sums) for sums in pairs]
+
+    def _means(self, sums: list[float], counts: list[float]) -> Scores:
+        loss, penalty, correct, n_samples = sums
+        rates = [count / n_samples for count in counts]
         return Scores(
             loss=loss / n_samples,
             accuracy=correct / n_samples,
             penalty=penalty / n_samples,
             firing_rates=tuple(rate / self._duration for rate in rates),
         )
+
+
+class Objective:
+    """What training lowers, batch by batch, and the sums that go with it.
+
+    Args:
+        model: a preset's network, or several side by side.
+        wanted: its populations.
+        bounds: of the network, or of each of several.
+        meter: every batch is added to it; the sums stay on the device.
+        shared_input: several networks get the same batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: Sequence[Population],
+        bounds: Regularization | Sequence[Regularization],
+        meter: Meter,
+        *,
+        shared_input: bool = False,
+    ) -> None:
+        self._model = model
+        self._populations = wanted
+        self._bounds = bounds
+        self._meter = meter
+        self._networks = None if isinstance(bounds, Regularization) else len(bounds)
+        self._shared_input = shared_input
+
+    def supervised(self, inputs: PackedSpikes | Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy and bounds, a scalar: of several networks the sum."""
+        output, counts, targets = self._run(inputs, targets)
+        loss = max_over_time_cross_entropy(output, targets, self._networks)
+        bounds = penalty(self._bounded(counts), self._bounds)
+        self._meter.add(output, targets, counts, loss, bounds)
+        return self._total(loss if bounds is None else loss + bounds)
+
+    def priming(self, inputs: PackedSpikes | Tensor, targets: Tensor) -> Tensor:
+        """The bounds of priming, whatever the targets: they are for the sums alone."""
+        output, counts, targets = self._run(inputs, targets)
+        own = self._bounds
+        primed = (
+            priming_bounds(own) if isinstance(own, Regularization) else [*map(priming_bounds, own)]
+        )
+        loss = penalty(self._bounded(counts), primed)
+        assert loss is not None  # its strength is not 0
+        cross_entropy = max_over_time_cross_entropy(output.detach(), targets, self._networks)
+        self._meter.add(output, targets, counts, cross_entropy, loss)
+        return self._total(loss)
+
+    def forward(
+        self, inputs: PackedSpikes | Tensor, *, shared_input: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Scores (batch, classes) and the spike counts of every population."""
+        flags = {"shared_input": True} if shared_input else {}
+        output, _, counts = self._model(inputs, return_spike_counts=True, **flags)
+        return output, split_counts(counts, self._populations)
+
+    def _run(
+        self, inputs: PackedSpikes | Tensor, targets: Tensor
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        output, counts = self.forward(inputs, shared_input=self._shared_input)
+        return (
+            output,
+            counts,
+            targets.repeat(self._networks or 1) if self._shared_input else targets,
+        )
+
+    def _bounded(self, counts: list[Tensor]) -> list[Tensor]:
+        """Those of the populations that have bounds."""
+        return [one for one, of in zip(counts, self._populations, strict=True) if of.bounded]
+
+    def _total(self, loss: Tensor) -> Tensor:
+        return loss if self._networks is None else loss.sum()

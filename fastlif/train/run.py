@@ -15,7 +15,6 @@ from fastlif.init.activity import warn_of_activity
 from fastlif.layers import Sequential
 from fastlif.losses import max_over_time_cross_entropy
 from fastlif.models import build
-from fastlif.spikes import PackedSpikes
 from fastlif.train.batches import epoch_generator, training_batches
 from fastlif.train.checkpoint import (
     Checkpoint,
@@ -29,12 +28,12 @@ from fastlif.train.checkpoint import (
 from fastlif.train.config import TrainConfig
 from fastlif.train.initialization import initialize
 from fastlif.train.logs import EpochRecord, Phase, Scores, with_phase, write_csv
-from fastlif.train.objective import Meter, penalty, populations, priming_bounds, split_counts
+from fastlif.train.objective import Meter, Objective, populations
 from fastlif.train.optimizers import make_optimizer
 from fastlif.train.parallel import Processes, Step, check_together, make_step
 from fastlif.train.task import Task
 
-__all__ = ["CHECKPOINT_NAME", "CSV_NAME", "Reporter", "Run", "TrainingFailed"]
+__all__ = ["CHECKPOINT_NAME", "CSV_NAME", "Reporter", "Run", "TrainingFailed", "check_finite"]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 CSV_NAME = "epochs.csv"
@@ -90,6 +89,8 @@ class Run:
         self._phase: Phase | None = None  # for which the step was made
         self._step: Step | None = None
         self.meter = Meter(self.duration, self.device)
+        bounds = config.regularization
+        self.objective = Objective(self.model, self.populations, bounds, self.meter)
         parts, home = (task.train, task.validation, task.test), task.home(self.device)
         self.train_set, self.validation_set, self.test_set = (part.to(home) for part in parts)
         self.n_batches = math.ceil(len(self.train_set) / config.batch_size)
@@ -128,11 +129,7 @@ class Run:
             if reporter is not None:
                 reporter.batch_done()
         scores = self.meter.scores(self.processes)
-        if not math.isfinite(scores.loss + scores.penalty):
-            raise TrainingFailed(
-                f"the loss must stay finite, got {scores.loss} with a penalty of {scores.penalty} "
-                f"in epoch {epoch}: lower lr, sigma_u or the bounds' strength"
-            )
+        check_finite(scores, epoch)
         return scores
 
     def _step_for(self, epoch: int) -> Step:
@@ -145,39 +142,14 @@ class Run:
             self.optimizer = make_optimizer(self.network, self.config, self.device)
         if self._step is None or phase != self._phase:
             self._phase = phase
+            objective = self.objective
             self._step = make_step(
-                self._supervised if phase == "supervised" else self._priming,
+                objective.supervised if phase == "supervised" else objective.priming,
                 self.optimizer,
                 self.processes,
                 graph=self.config.graph,
             )
         return self._step
-
-    def _supervised(self, inputs: PackedSpikes | Tensor, targets: Tensor) -> Tensor:
-        """What training lowers; adds the batch to the epoch's sums, which stay on the device."""
-        output, counts = self._forward(inputs)
-        loss = max_over_time_cross_entropy(output, targets)
-        bounds = penalty(self._bounded(counts), self.config.regularization)
-        self.meter.add(output, targets, counts, loss, bounds)
-        return loss if bounds is None else loss + bounds
-
-    def _priming(self, inputs: PackedSpikes | Tensor, targets: Tensor) -> Tensor:
-        """What priming lowers, whatever the targets: they are for the epoch's sums alone."""
-        output, counts = self._forward(inputs)
-        loss = penalty(self._bounded(counts), priming_bounds(self.config.regularization))
-        assert loss is not None  # its strength is not 0
-        cross_entropy = max_over_time_cross_entropy(output.detach(), targets)
-        self.meter.add(output, targets, counts, cross_entropy, loss)
-        return loss
-
-    def _forward(self, inputs: PackedSpikes | Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Scores (batch, classes) and the spike counts of every population."""
-        output, _, counts = self.model(inputs, return_spike_counts=True)
-        return output, split_counts(counts, self.populations)
-
-    def _bounded(self, counts: list[Tensor]) -> list[Tensor]:
-        """Those of the populations that have bounds."""
-        return [one for one, of in zip(counts, self.populations, strict=True) if of.bounded]
 
     @torch.no_grad()
     def evaluate(self, source: SampleSource) -> Scores:
@@ -189,7 +161,7 @@ class Run:
             if not len(indices):  # the last batch may have fewer samples than there are processes
                 continue
             inputs, targets = source.select(indices, self.device)
-            output, counts = self._forward(inputs)
+            output, counts = self.objective.forward(inputs)
             meter.add(output, targets, counts, max_over_time_cross_entropy(output, targets), None)
         return meter.scores(self.processes)
 
@@ -242,7 +214,7 @@ class Run:
         first = torch.arange(
             min(self.config.batch_size, len(self.train_set)), device=self.train_set.targets.device
         )
-        _, counts = self._forward(self.train_set.select(first, self.device)[0])
+        _, counts = self.objective.forward(self.train_set.select(first, self.device)[0])
         silent = saturated = None  # the cures of a wrong sigma_u
         if self.config.initialization != "fluctuation":
             saturated = 'take initialization "fluctuation"'
@@ -270,6 +242,15 @@ class Run:
         self.history = [with_phase(row) for row in checkpoint.history]
         if self.processes.is_first:
             write_csv(self.folder / CSV_NAME, self.history)
+
+
+def check_finite(scores: Scores, epoch: int) -> None:
+    """TrainingFailed if the loss or the penalty of an epoch's training is not finite."""
+    if not math.isfinite(scores.loss + scores.penalty):
+        raise TrainingFailed(
+            f"the loss must stay finite, got {scores.loss} with a penalty of {scores.penalty} "
+            f"in epoch {epoch}: lower lr, sigma_u or the bounds' strength"
+        )
 
 
 def build_network(config: TrainConfig, task: Task) -> Sequential:
