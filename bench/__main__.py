@@ -1,4 +1,4 @@
-"""Command line: `python -m bench list`, `run`, `growth`, `compare`, `report` or `kernels`."""
+"""Command line: `python -m bench list`, `run`, `growth`, `pack`, `compare`, `report`, `kernels`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bench import compare, growth, readme
+from bench import compare, growth, pack, readme
 from bench.cases import CASES, DEFAULT_CASES, KEY_CASES, KEY_REPEATS, QUICK_CASES, REPEATS, Case
 from bench.check import CheckFailed
 from bench.floors import measure_peak
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     kernels = commands.add_parser("kernels", help="registers and spills of the GPU kernels")
     engines = f"of {', '.join(ENGINES)}; default all"
     kernels.add_argument("engines", nargs="*", metavar="ENGINE", help=engines)
-    for module in (growth, compare, readme):
+    for module in (growth, pack, compare, readme):
         module.add_parser(commands)
     return top
 

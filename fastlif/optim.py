@@ -242,12 +242,13 @@ def _update_together(
     torch._foreach_addcmul_(window, window, share, value=-1.0)
     torch._foreach_add_(window, 1)
 
-    if any(isinstance(lr, Tensor) for lr in rates):
+    numbers = [lr for lr in rates if not isinstance(lr, Tensor)]
+    if len(numbers) == len(rates):
+        torch._foreach_clamp_max_(share, numbers)
+    else:
         for tensor, lr in zip(share, rates, strict=True):
             # As a number it would have to be read from the device.
             tensor.clamp_(max=lr.view(()) if isinstance(lr, Tensor) else lr)
-    else:
-        torch._foreach_clamp_max_(share, rates)
     torch._foreach_mul_(share, gradients)
     scale = torch._foreach_sqrt(g2)
     torch._foreach_add_(scale, group["eps"])

@@ -64,9 +64,9 @@ def side_by_side(networks: Sequence[Network]) -> Network:
             )
     replaced: dict[int, Any] = {}
     for name, parameter in parameters[0].items():
-        own = [of_one[name] for of_one in parameters]
-        values = torch.stack([p.detach() for p in own])
-        for p, value in zip(own, values, strict=True):
+        same = [of_one[name] for of_one in parameters]
+        values = torch.stack([p.detach() for p in same])
+        for p, value in zip(same, values, strict=True):
             p.data = value
         joined = values if len(networks) > 1 else values[0]
         replaced[id(parameter)] = nn.Parameter(joined, parameter.requires_grad)

@@ -83,7 +83,7 @@ def train_pack(
         begun = [resume and (folder / CHECKPOINT_NAME).exists() for folder in folders]
         if resume and not any(begun):
             raise FileNotFoundError(f"no checkpoint at {folders[0] / CHECKPOINT_NAME}")
-        members = []
+        members: list[_Member] = []
         for config, task, folder, reporter, goes_on in zip(
             configs, tasks, folders, reporters, begun, strict=True
         ):
