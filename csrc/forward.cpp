@@ -1,6 +1,7 @@
 // Forward: one sample after the other, 32 steps at a time through all layers, so that state, currents and events stay in
-// the first-level cache. The samples of all networks are one queue: no thread waits between networks. Compiled once per instruction set, without contraction into fused multiply-adds: results are
-// then the same on all of them, and as PyTorch rounds.
+// the first-level cache. The samples of all networks are one queue: no thread waits between networks. Compiled once per
+// instruction set, without contraction into fused multiply-adds: results are then the same on all of them, and as
+// PyTorch rounds.
 #include "advance.h"
 #include "pooling.h"
 #include "skips.h"

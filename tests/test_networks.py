@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState
 from fastlif.spikes import PackedSpikes
 
 from .cases import CONV, NETWORKS, POOLING, SKIPS, Case, build, layer_tensors, named_leaves
+from .targets import HERE
 
 PACKS = [
     *NETWORKS,
@@ -48,13 +50,20 @@ def leaf(tensor):
     return None if tensor is None else tensor.detach().clone().requires_grad_()
 
 
-@pytest.mark.parametrize("state", [False, True])
-@pytest.mark.parametrize("binary", [True, False])
-@pytest.mark.parametrize("case", PACKS, ids=lambda case: case.name)
+def grid():
+    """Every case with input of both kinds, with and without states; half where that is slow."""
+    for target in HERE:
+        slow = target.name in ("emulated", "triton-interpreted")
+        for case, binary, state in itertools.product(
+            NETWORKS if slow else PACKS, (True, False), (True, False)
+        ):
+            if not slow or state == binary:
+                name = f"{target.name}-{case.name}-{binary}-{state}"
+                yield pytest.param(target, case, binary, state, id=name)
+
+
+@pytest.mark.parametrize(("target", "case", "binary", "state"), list(grid()), indirect=["target"])
 def test_each_network_is_bitwise_what_it_is_alone(target, case, binary, state):
-    slow = target.name in ("emulated", "triton-interpreted")
-    if slow and (case not in NETWORKS or state != binary):
-        pytest.skip("where a thread is a function, fewer cases")
     stack = build(case, binary=binary, delay=int(state))
     tensors = layer_tensors(stack, torch.float32, torch.float32, state=state, device=target.device)
     input = stack.input.float().to(target.device)
