@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bench.machine import describe_machine
-from fastlif.train import Processes, Task, TrainConfig, default_config, load_task
+from fastlif.train import Task, TrainConfig, default_config, load_task
 from fastlif.train.logs import Scores
 from fastlif.train.run import Run
 from fastlif.train.side_by_side import RunsSideBySide
@@ -60,8 +60,7 @@ def take_turns(configs: Sequence[TrainConfig], task: Task, repeats: int) -> Turn
     """Time epochs of runs side by side and one by one; the first epoch of both is not timed."""
     with tempfile.TemporaryDirectory() as folder:
         alone, together = (
-            [Run(config, task, Path(folder), Processes(), resume=False) for config in configs]
-            for _ in range(2)
+            [Run(config, task, Path(folder), resume=False) for config in configs] for _ in range(2)
         )
     pack = RunsSideBySide(together)
 

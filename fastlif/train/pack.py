@@ -10,7 +10,6 @@ from pathlib import Path
 from fastlif.train.config import TrainConfig
 from fastlif.train.logs import TensorBoardLog
 from fastlif.train.loop import TrainResult, end_epoch, epoch_record, held, write_result
-from fastlif.train.parallel import Processes
 from fastlif.train.run import CHECKPOINT_NAME, Reporter, Run, TrainingFailed, check_finite
 from fastlif.train.side_by_side import RunsSideBySide
 from fastlif.train.task import Task
@@ -87,7 +86,7 @@ def train_pack(
         for config, task, folder, reporter, goes_on in zip(
             configs, tasks, folders, reporters, begun, strict=True
         ):
-            run = Run(config, task, folder, Processes(), resume=goes_on)
+            run = Run(config, task, folder, resume=goes_on)
             for number, member in enumerate(members):
                 if tasks[number] is task:  # on a GPU every run has copied the samples there
                     other = member.run

@@ -60,8 +60,15 @@ class Run:
     """Network, optimizer, data on their device, and what happened so far."""
 
     def __init__(
-        self, config: TrainConfig, task: Task, folder: Path, processes: Processes, *, resume: bool
+        self,
+        config: TrainConfig,
+        task: Task,
+        folder: Path,
+        processes: Processes | None = None,  # None: this one alone
+        *,
+        resume: bool,
     ) -> None:
+        processes = Processes() if processes is None else processes
         self.config = config
         self.folder = folder
         self.processes = processes
