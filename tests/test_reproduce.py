@@ -237,9 +237,9 @@ def test_estimates_grow_with_epochs_and_samples():
     estimator = Estimator(sources, Path("nowhere"))
     assert estimator.seconds(runs[100]) == pytest.approx(10 * estimator.seconds(runs[10]))
     assert not estimator.is_measured(runs[10])
-    estimator.learn(("randman", True, "cuda"), 0.1)
+    estimator.times.learn(("randman", True, "cuda"), 0.1)
     assert not estimator.is_measured(runs[10])
-    estimator.learn(("randman", True, "cpu"), 0.5)
+    estimator.times.learn(("randman", True, "cpu"), 0.5)
     assert estimator.is_measured(runs[10])
     assert estimator.seconds(runs[10]) == pytest.approx(0.5 * 8000 * 10)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
@@ -215,7 +214,7 @@ def train(
 ) -> None:
     """Train a network of the paper and report the test score of its best validation epoch."""
     # Imported here: it takes a second or two, which no other command should pay.
-    from fastlif.train import default_config, load_task, sample_duration
+    from fastlif.train import configured, load_task, sample_duration
     from fastlif.train import train as run_training
     from fastlif.train.progress import ConsoleReporter, print_result
 
@@ -223,36 +222,38 @@ def train(
     console = Console(quiet=not launch.is_first)
     try:
         with reported(launch):
-            config = _configure(
-                default_config(preset, optimizer, duration=sample_duration(preset, data)),
-                {
-                    "recurrent": recurrent,
-                    "epochs": epochs,
-                    "batch_size": batch_size,
-                    "seed": seed,
-                    "data_seed": data_seed,
-                    "lr": lr,
-                    "sigma_u": sigma_u,
-                    "dt": dt,
-                    "channel_shift": channel_shift,
-                    "device": chosen_device(device),
-                    "graph": graph,
-                    "backend": backend,
-                    "initialization": initialization,
-                    "mu_w": mu_w,
-                    "sigma_w": sigma_w,
-                    "distribution": distribution,
-                    "priming_epochs": priming_epochs,
-                    "skip": skip,
-                    "rescale_surrogate": rescale_surrogate,
-                    "n_samples": n_samples,
-                },
-                {
-                    "upper_strength": upper_strength,
-                    "v_upper": v_upper,
-                    "lower_strength": lower_strength,
-                    "v_lower": v_lower,
-                },
+            # None: not given.
+            options = {
+                "recurrent": recurrent,
+                "epochs": epochs,
+                "batch_size": batch_size,
+                "seed": seed,
+                "data_seed": data_seed,
+                "lr": lr,
+                "sigma_u": sigma_u,
+                "dt": dt,
+                "channel_shift": channel_shift,
+                "device": chosen_device(device),
+                "graph": graph,
+                "backend": backend,
+                "optimizer": optimizer,
+                "initialization": initialization,
+                "mu_w": mu_w,
+                "sigma_w": sigma_w,
+                "distribution": distribution,
+                "priming_epochs": priming_epochs,
+                "skip": skip,
+                "rescale_surrogate": rescale_surrogate,
+                "n_samples": n_samples,
+                "upper_strength": upper_strength,
+                "v_upper": v_upper,
+                "lower_strength": lower_strength,
+                "v_lower": v_lower,
+            }
+            config = configured(
+                preset,
+                {name: value for name, value in options.items() if value is not None},
+                duration=sample_duration(preset, data),
             )
             if threads is not None:
                 torch.set_num_threads(threads)
@@ -272,21 +273,6 @@ def train(
         console.print("interrupted; the same command with --resume continues")
         raise typer.Exit(130) from None
     print_result(console, result, folder)
-
-
-def _configure(
-    config: TrainConfig,
-    settings: dict[str, Any],
-    bounds: dict[str, Any],
-) -> TrainConfig:
-    """`config` with what was given on the command line; None means not given."""
-    given = {name: value for name, value in bounds.items() if value is not None}
-    changes = {name: value for name, value in settings.items() if value is not None}
-    return dataclasses.replace(
-        config,
-        regularization=dataclasses.replace(config.regularization, **given),
-        **changes,
-    )
 
 
 def _default_folder(config: TrainConfig) -> Path:

@@ -18,6 +18,7 @@ from fastlif.data.events import (
     read_event_splits,
     read_events,
 )
+from fastlif.data.folders import N_TRAIN, check_folder, fingerprint, n_training_samples
 from fastlif.data.images import ImageDataset
 from fastlif.data.nmnist import NMNIST_DURATION, holds_nmnist, read_nmnist
 from fastlif.data.randman import RandmanConfig, RandmanSplits, make_randman
@@ -31,16 +32,20 @@ __all__ = [
     "EventSplits",
     "ImageDataset",
     "NMNIST_DURATION",
+    "N_TRAIN",
     "PackedDataset",
     "RandmanConfig",
     "RandmanSplits",
     "SampleSource",
     "Subset",
+    "check_folder",
     "find_event_files",
+    "fingerprint",
     "holds_nmnist",
     "make_randman",
     "mean_firing_rate",
     "n_steps_of",
+    "n_training_samples",
     "read_cifar10",
     "read_dvs_gesture",
     "read_event_splits",

@@ -32,7 +32,7 @@ from fastlif.data.files import (
 )
 from fastlif.data.images import ImageDataset
 
-__all__ = ["CIFAR10_CLASSES", "read_cifar10"]
+__all__ = ["CIFAR10_CLASSES", "find_cifar10", "read_cifar10"]
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -61,18 +61,28 @@ def read_cifar10(
         ValueError: a file is damaged or incomplete; the message names the file and the image.
     """
     check_n_samples(n_samples)
-    home = find_folder(
-        folder,
-        lambda path: _has_batches(path) or bool(archives(path, *_ARCHIVE)),
-        "CIFAR-10 (data_batch_1 .. data_batch_5 and test_batch, or *train*.npz and *test*.npz "
-        "with 'jpeg_bytes')",
-    )
+    home = find_cifar10(folder)
     if _has_batches(home):
         train = _read_batches([home / name for name in _TRAIN_BATCHES], n_samples)
         return train, _read_batches([home / _TEST_BATCH], n_samples)
     return (
         _read_archive(one_archive(home, "*train*.npz", *_ARCHIVE), n_samples),
         _read_archive(one_archive(home, "*test*.npz", *_ARCHIVE), n_samples),
+    )
+
+
+def find_cifar10(folder: str | os.PathLike[str]) -> Path:
+    """`folder`, or the one folder directly within it, that holds the files.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no file in it.
+        ValueError: several folders within it hold some.
+    """
+    return find_folder(
+        folder,
+        lambda path: _has_batches(path) or bool(archives(path, *_ARCHIVE)),
+        "CIFAR-10 (data_batch_1 .. data_batch_5 and test_batch, or *train*.npz and *test*.npz "
+        "with 'jpeg_bytes')",
     )
 
 

@@ -94,11 +94,7 @@ def read_dvs_gesture(
             the file and the byte, line or event.
     """
     check_n_samples(n_samples)
-    home = find_folder(
-        folder,
-        lambda path: any((path / name).exists() for name in (*_LISTS, *_TONIC_FOLDERS)),
-        f"DVS128 Gesture ({' and '.join(_LISTS)}, or {' and '.join(_TONIC_FOLDERS)})",
-    )
+    home = find_dvs_gesture(folder)
     grid = PixelGrid(_SENSOR, downsample=downsample)
     if any((home / name).exists() for name in _LISTS):
         parts = [_from_trials(home / name, grid, all_rows) for name in _LISTS]
@@ -117,6 +113,20 @@ def read_dvs_gesture(
         for gestures in (list(islice(part, n_samples)) for part in parts)
     )
     return train, test
+
+
+def find_dvs_gesture(folder: str | os.PathLike[str]) -> Path:
+    """`folder`, or the one folder directly within it, that holds the recordings.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no recordings in it.
+        ValueError: several folders within it hold some.
+    """
+    return find_folder(
+        folder,
+        lambda path: any((path / name).exists() for name in (*_LISTS, *_TONIC_FOLDERS)),
+        f"DVS128 Gesture ({' and '.join(_LISTS)}, or {' and '.join(_TONIC_FOLDERS)})",
+    )
 
 
 def _from_trials(listing: Path, grid: PixelGrid, all_rows: bool) -> Iterator[_Gesture]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from fastlif.models import preset
 from fastlif.reproduce.options import PAPER_SEEDS, Options
-from fastlif.reproduce.runs import Run, configured
+from fastlif.reproduce.runs import Run
 from fastlif.reproduce.sources import DATA_SETS, Sources
-from fastlif.train import TrainConfig
+from fastlif.train import TrainConfig, configured, sample_duration
 
 __all__ = ["KAIMING", "PLAIN", "PRIMING_EPOCHS", "TARGETS", "Plan"]
 
@@ -171,7 +171,8 @@ class Plan:
         if options.channel_shift and network.data == "events":
             sized["channel_shift"] = options.channel_shift
             self._note(f"inputs moved by up to {options.channel_shift} channels")
-        return configured(name, sized, self._sources.folder(network.data))
+        duration = sample_duration(name, self._sources.folder(network.data))
+        return configured(name, sized, duration=duration)
 
     def _note(self, text: str) -> None:
         self._notes[text] = None

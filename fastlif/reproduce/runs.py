@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
-import hashlib
 import json
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastlif.files import write_atomically
 from fastlif.init import ActivityWarning, UnreachableTarget
-from fastlif.models import Regularization, preset
+from fastlif.models import preset
 from fastlif.reproduce.recording import LAYER_STAGES, layer_name, record_example, record_layers
 from fastlif.reproduce.sources import Sources
 from fastlif.train import (
@@ -25,9 +22,7 @@ from fastlif.train import (
     Task,
     TrainConfig,
     TrainingFailed,
-    default_config,
     load_task,
-    sample_duration,
     train,
 )
 from fastlif.train.loop import RESULT_NAME
@@ -37,7 +32,6 @@ from fastlif.versions import versions
 __all__ = [
     "Run",
     "Tasks",
-    "configured",
     "execute",
     "failure",
     "made_by",
@@ -46,8 +40,6 @@ __all__ = [
     "run_rows",
 ]
 
-# Settings without influence on what an epoch computes: a run is the same run under any of them.
-_FREE_SETTINGS = ("graph",)
 EPOCHS_TO = 0.9  # training accuracy whose first epoch is reported (figure 4c)
 BEST_EPOCH, LAST_EPOCH = "best epoch", "last epoch"  # whose weights a score is of
 FAILED_NAME = "failed.json"
@@ -96,36 +88,13 @@ class Run:
     def folder_name(self, sources: Sources) -> str:
         """Readable, and different for runs that differ in any setting or in their data."""
         config = self.config
-        settings = {k: v for k, v in config.as_dict().items() if k not in _FREE_SETTINGS}
-        identity = json.dumps([settings, sources.fingerprint(self.data)], sort_keys=True)
         start = {
             "fluctuation": f"sigma{config.sigma_u:g}",
             "normal": f"mu{config.mu_w or 0:g}-sigmaw{config.sigma_w or 0:g}",
         }.get(config.initialization, config.initialization)
         kind = "rec" if config.recurrent else "ff"
-        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        digest = config.digest(sources.fingerprint(self.data))
         return f"{config.preset}-{kind}-{start}-seed{config.seed}-{digest}"
-
-
-def configured(
-    name: str, changes: Mapping[str, Any], data_folder: Path | None = None
-) -> TrainConfig:
-    """The paper's settings for a preset with changes of the run's or the regularization's.
-
-    Another optimizer brings its own learning rate, unless one is given.
-    """
-    config = default_config(
-        name,
-        changes.get("optimizer", "smorms3"),
-        duration=sample_duration(name, data_folder),
-    )
-    bounds = {field.name for field in dataclasses.fields(Regularization)}
-    regularization = {key: value for key, value in changes.items() if key in bounds}
-    return dataclasses.replace(
-        config,
-        regularization=dataclasses.replace(config.regularization, **regularization),
-        **{key: value for key, value in changes.items() if key not in bounds},
-    )
 
 
 class Tasks:

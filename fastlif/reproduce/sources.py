@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from fastlif.data import N_TRAIN, fingerprint, n_training_samples
 
 __all__ = ["DATA_SETS", "DataSet", "Sources"]
 
@@ -24,20 +24,13 @@ class DataSet:
 
 # By the kind that a preset asks for.
 DATA_SETS: dict[str, DataSet] = {
-    "randman": DataSet("Randman", 8000, 10, "", ""),
-    "events": DataSet("SHD", 7340, 20, "--data-shd", "one *train*.h5 and one *test*.h5"),
-    "images": DataSet("CIFAR-10", 54000, 10, "--data-cifar", "the CIFAR-10 batches"),
-    "event_camera": DataSet("DVS-Gesture", 1077, 11, "--data-dvs", "event camera recordings"),
-}
-
-
-# Names of the files that are read and how many folders below the given one they may lie.
-_READ: dict[str, tuple[tuple[str, ...], int]] = {
-    "events": (("*train*.h5", "*valid*.h5", "*test*.h5"), 0),
-    "images": (("data_batch_*", "test_batch", "*.npz"), 1),
-    "event_camera": (
-        ("*.aedat", "*_labels.csv", "trials_to_*.txt", "*.npy", "*.bin", "*.npz"),
-        3,
+    "randman": DataSet("Randman", N_TRAIN["randman"], 10, "", ""),
+    "events": DataSet(
+        "SHD", N_TRAIN["events"], 20, "--data-shd", "one *train*.h5 and one *test*.h5"
+    ),
+    "images": DataSet("CIFAR-10", N_TRAIN["images"], 10, "--data-cifar", "the CIFAR-10 batches"),
+    "event_camera": DataSet(
+        "DVS-Gesture", N_TRAIN["event_camera"], 11, "--data-dvs", "event camera recordings"
     ),
 }
 
@@ -111,43 +104,12 @@ class Sources:
         if folder is None:
             return DATA_SETS[kind].name
         if kind not in self._digests:
-            paths = _data_files(kind, folder)
-            home = os.path.commonpath([path.parent for path in paths]) if paths else folder
-            listing = sorted(
-                (path.relative_to(home).as_posix(), path.stat().st_size) for path in paths
-            )
-            self._digests[kind] = hashlib.sha256(repr(listing).encode()).hexdigest()[:12]
+            self._digests[kind] = fingerprint(kind, folder)
         return self._digests[kind]
 
     def n_train(self, kind: str) -> int:
         """Samples to train with, for estimates: counted where that is cheap, else the paper's."""
-        folder = self.folder(kind)
-        if kind == "events" and folder is not None:
-            import h5py
-
-            from fastlif.data import find_event_files
-
-            path = find_event_files(folder)[0]
-            try:
-                with h5py.File(path) as file:
-                    return round(0.9 * file["labels"].shape[0])  # a tenth is for validation
-            except (OSError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-                raise ValueError(
-                    f"{path}: not a readable HDF5 file with labels, truncated perhaps ({error})"
-                ) from error
-        return DATA_SETS[kind].n_train
-
-
-def _data_files(kind: str, folder: Path) -> list[Path]:
-    """Files that the reader of a kind of data takes, as deep in a folder as it looks."""
-    patterns, depth = _READ[kind]
-    found = {
-        path
-        for level in range(depth + 1)
-        for pattern in patterns
-        for path in folder.glob("*/" * level + pattern)
-    }
-    return [path for path in found if path.is_file() and not path.name.startswith(".")]
+        return n_training_samples(kind, self.folder(kind))
 
 
 def _files(folder: Path) -> list[Path]:

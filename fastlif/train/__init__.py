@@ -1,6 +1,6 @@
 """Training of the presets: settings, data, loop, checkpoints and logs."""
 
-from fastlif.train.config import TrainConfig, default_config
+from fastlif.train.config import TrainConfig, configured, default_config
 from fastlif.train.initialization import initialize
 from fastlif.train.logs import EpochRecord, Scores
 from fastlif.train.loop import TrainResult, train
@@ -19,6 +19,7 @@ __all__ = [
     "TrainResult",
     "TrainingFailed",
     "check_pack",
+    "configured",
     "default_config",
     "initialize",
     "load_task",

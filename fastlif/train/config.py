@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastlif.models import Preset, Regularization, preset
 
-__all__ = ["LEARNING_RATES", "TrainConfig", "default_config"]
+__all__ = ["FREE_SETTINGS", "LEARNING_RATES", "TrainConfig", "configured", "default_config"]
 
 INITIALIZATIONS = ("fluctuation", "kaiming", "normal")
 DISTRIBUTIONS = ("exponential", "lognormal")
@@ -17,6 +20,9 @@ DISTRIBUTIONS = ("exponential", "lognormal")
 # The paper's, and for the others what led furthest in a few epochs of shd-dense and shd-conv1 on
 # spoken digits. Without a scale for each parameter, steps have to be larger by far.
 LEARNING_RATES = {"smorms3": 5e-3, "adam": 3e-3, "sgd": 1.0}
+
+# Settings without influence on what an epoch computes: a run is the same run under any of them.
+FREE_SETTINGS = ("graph",)
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,15 @@ class TrainConfig:
         settings = dataclasses.asdict(self)
         return settings | settings.pop("regularization")
 
+    def digest(self, data: str) -> str:
+        """Eight hexadecimal digits that tell a run from those with other settings or data.
+
+        data: tells one content of the data from another.
+        """
+        settings = {k: v for k, v in self.as_dict().items() if k not in FREE_SETTINGS}
+        identity = json.dumps([settings, data], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()[:8]
+
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> TrainConfig:
         """The inverse of `as_dict`; what is missing is at its default, as before it was there.
@@ -179,4 +194,25 @@ def default_config(
         lr=network.lr if optimizer == "smorms3" else LEARNING_RATES[optimizer],
         optimizer=optimizer,
         regularization=bounds,
+    )
+
+
+def configured(
+    name: str, changes: Mapping[str, Any], *, duration: float | None = None
+) -> TrainConfig:
+    """The paper's settings for a preset with changes, of the regularization too.
+
+    Another optimizer brings its own learning rate, unless one is given.
+    duration: as for `default_config`.
+
+    Raises:
+        ValueError: a preset that there is not, or settings that TrainConfig refuses.
+    """
+    config = default_config(name, changes.get("optimizer", "smorms3"), duration=duration)
+    bounds = {field.name for field in dataclasses.fields(Regularization)}
+    regularization = {key: value for key, value in changes.items() if key in bounds}
+    return dataclasses.replace(
+        config,
+        regularization=dataclasses.replace(config.regularization, **regularization),
+        **{key: value for key, value in changes.items() if key not in bounds},
     )
