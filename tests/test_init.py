@@ -162,6 +162,30 @@ def test_unreachable_target_leaves_the_model_unchanged():
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
+@pytest.mark.parametrize("layer_class", [layers.LIFLinear, layers.LIFDalianLinear])
+@pytest.mark.parametrize("sigma_u", [1e-60, 1e60])
+def test_a_target_whose_weights_are_no_float32_is_unreachable(layer_class, sigma_u):
+    model = torch.nn.Sequential(layer_class(40, 30))
+    before = model[0].weight.clone()
+    with pytest.raises(init.UnreachableTarget, match="layer '0' cannot be reached.*float32"):
+        init.fluctuation_driven_(model, rate=10.0, sigma_u=sigma_u)
+    assert torch.equal(model[0].weight, before)
+    init.fluctuation_driven_(model.double(), rate=10.0, sigma_u=sigma_u)
+
+
+def test_a_target_too_large_to_be_squared_is_unreachable():
+    with pytest.raises(init.UnreachableTarget, match=r"sigma_u=1e\+200 cannot be reached"):
+        init.fluctuation_driven_(small_model(), rate=10.0, sigma_u=1e200)
+
+
+def test_a_model_without_storage_gives_the_predictions_alone():
+    predictions = [
+        init.fluctuation_driven_(model.to(device), rate=10.0, sigma_u=0.5)
+        for device, model in (("cpu", small_model()), ("meta", small_model()))
+    ]
+    assert predictions[0] == predictions[1]
+
+
 def test_xi_uses_the_threshold_of_each_layer():
     model = layers.Sequential(
         layers.LIFLinear(30, 30, threshold=2.0), layers.LIFLinear(30, 30, threshold=0.5)

@@ -14,7 +14,12 @@ def draw_(
     distribution: WeightDistribution | PositiveDistribution,
     generator: Generator | None,
 ) -> None:
-    """Fill weight in place. Draws on the generator's device, so a seed means the same anywhere."""
+    """Fill weight in place. Draws on the generator's device, so a seed means the same anywhere.
+
+    A weight on the meta device has no storage: of a model built there only predictions are wanted.
+    """
+    if weight.is_meta:
+        return
     with torch.no_grad():
         if generator is None or generator.device == weight.device:
             _fill_(weight, distribution, generator)

@@ -206,7 +206,12 @@ def _connection_std(
 ) -> float:
     """sqrt(share sigma_u^2 / unit - mean^2), where unit = n nu eps_hat of the connection."""
     check_positive("sigma_u", sigma_u, "units of the membrane")
-    variance = share * sigma_u**2 / unit - mean**2
+    try:
+        variance = share * sigma_u**2 / unit - mean**2
+    except OverflowError:
+        raise UnreachableTarget(
+            f"the target sigma_u={sigma_u:g} cannot be reached: its square is too large a number"
+        ) from None
     if variance < 0.0:
         needed = math.sqrt(mean**2 * unit / share)
         raise UnreachableTarget(

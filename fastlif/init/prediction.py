@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from fastlif.init.dalian import (
     DalianDistributions,
     PositiveDistribution,
@@ -15,12 +17,15 @@ from fastlif.init.dalian import (
     dalian_lognormal,
 )
 from fastlif.init.formulas import (
+    UnreachableTarget,
     general_distribution,
     psp_integrals,
     recurrent_distributions,
 )
 
 if TYPE_CHECKING:
+    from torch import dtype
+
     from fastlif.layers.dalian import DalianLIF, TimeConstants
     from fastlif.layers.neuron import SynapticLIF
 
@@ -62,7 +67,12 @@ def predict(
     integrals: str,
     distribution: str,  # of Dalian weights
 ) -> Prediction:
-    """Distributions that bring a spiking layer to its target."""
+    """Distributions that bring a spiking layer to its target.
+
+    Raises:
+        ValueError: the input is silent, or the target is none that such a layer can have.
+        UnreachableTarget: no weights reach it, or none that the layer's type of number can hold.
+    """
     from fastlif.layers.dalian import DalianLIF
 
     mu_u, sigma_u = target
@@ -72,9 +82,11 @@ def predict(
             f"it was measured, the layer before is silent: raise that layer's sigma_u or give rate"
         )
     if isinstance(layer, DalianLIF):
-        return _predict_dalian(
+        prediction = _predict_dalian(
             name, layer, rate, target, alpha=alpha, integrals=integrals, distribution=distribution
         )
+        _check_numbers(prediction, layer.weight.dtype)
+        return prediction
     psp = psp_integrals(layer.tau_mem, layer.tau_syn, layer.dt, integrals)
     sigma_v = None
     if layer.recurrent_weight is None:
@@ -90,7 +102,7 @@ def predict(
             alpha=alpha,
         )
         weights, sigma_v = both.feedforward[0], both.recurrent[0].std
-    return Prediction(
+    prediction = Prediction(
         name=name,
         mu_u=mu_u,
         sigma_u=sigma_u,
@@ -100,6 +112,20 @@ def predict(
         n=layer.fan_in,
         rate=rate,
     )
+    _check_numbers(prediction, layer.weight.dtype)
+    return prediction
+
+
+def _check_numbers(prediction: Prediction, dtype: dtype) -> None:
+    """UnreachableTarget if all weights would be 0 or infinite in their type of number."""
+    typical = max(abs(prediction.mu_w), prediction.sigma_w)
+    limits = torch.finfo(dtype)
+    if not limits.tiny * limits.eps <= typical <= limits.max:
+        raise UnreachableTarget(
+            f"the target mu_u={prediction.mu_u:g}, sigma_u={prediction.sigma_u:g} of layer "
+            f"{prediction.name!r} cannot be reached: its weights would be of the order of "
+            f"{typical:.4g}, which {dtype} cannot hold"
+        )
 
 
 def _predict_dalian(
