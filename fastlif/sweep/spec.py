@@ -89,7 +89,8 @@ def read_spec(
 
     Args:
         path: of the file.
-        data: folder of the data, in place of the file's.
+        data: folder of the data, in place of the file's. One that the file names is relative to
+            the file's folder.
         default_data: folder of the data for a file that names none.
 
     Raises:
@@ -97,4 +98,10 @@ def read_spec(
         OSError: the file cannot be read.
         ImportError: packages for sweep files are missing.
     """
-    raise NotImplementedError(path)
+    try:
+        from fastlif.sweep.reading import read
+    except ImportError as error:
+        raise ImportError(
+            f"sweep files need the packages of pip install 'fastlif[sweep]' ({error})"
+        ) from error
+    return read(path, data, default_data)
