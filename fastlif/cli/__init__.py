@@ -15,6 +15,7 @@ from fastlif.cli.information import info
 from fastlif.cli.inspecting import inspect
 from fastlif.cli.processes import refuse_several_processes
 from fastlif.cli.reproducing import reproduce
+from fastlif.cli.sweeping import app as sweep
 from fastlif.cli.training import train
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ def check_processes(context: typer.Context) -> None:
 app.command()(train)
 app.command()(inspect)
 app.command()(reproduce)
+app.add_typer(sweep, name="sweep")
 app.command()(info)
 
 

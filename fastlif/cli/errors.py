@@ -25,7 +25,7 @@ def reported(launch: Launch = ALONE) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise  # who reads the output has seen enough
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if launch.is_to_report():
             place = "error" if launch.is_first else f"error in process {launch.rank}"
             Console(stderr=True).print(
@@ -39,7 +39,7 @@ def reported(launch: Launch = ALONE) -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def _message(error: ValueError | OSError) -> str:
+def _message(error: ValueError | OSError | ImportError) -> str:
     """What went wrong; of an error of the system the file and the reason, without its number."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"

@@ -68,18 +68,18 @@ def read_document(path: Path, problems: Problems) -> Any:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        problems.add((), f"must be UTF-8 text, got byte {content[error.start]:#04x}", line=line)
+        problems.unread((), f"must be UTF-8 text, got byte {content[error.start]:#04x}", line=line)
         return None
     try:
         root = _Loader(text).get_single_node()
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = ", ".join(filter(None, (error.context, error.problem)))
-        problems.add((), f"is no YAML: {reason}", line=1 if mark is None else mark.line + 1)
+        problems.unread((), f"is no YAML: {reason}", line=1 if mark is None else mark.line + 1)
         return None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        problems.add((), f"is no YAML: character {error.character:#x} is not allowed", line=line)
+        problems.unread((), f"is no YAML: character {error.character:#x} is not allowed", line=line)
         return None
     return None if root is None else _value(root, (), problems, ())
 
@@ -88,7 +88,7 @@ def _value(node: Node, place: Place, problems: Problems, parents: tuple[Node, ..
     """The value of a node, whose line stands under its place already if it has a key."""
     problems.lines.setdefault(place, node.start_mark.line + 1)
     if any(node is parent for parent in parents):
-        problems.add(place, "must not contain itself")
+        problems.unread(place, "must not contain itself")
         return None
     parents = (*parents, node)
     if isinstance(node, ScalarNode):
@@ -99,7 +99,7 @@ def _value(node: Node, place: Place, problems: Problems, parents: tuple[Node, ..
             for index, item in enumerate(node.value)
         ]
     if not (isinstance(node, MappingNode) and node.tag == _TAG + "map"):
-        problems.add(place, f"must have no tag, got {node.tag}")
+        problems.unread(place, f"must have no tag, got {node.tag}")
         return None
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
@@ -133,7 +133,7 @@ def _scalar(node: ScalarNode, place: Place, problems: Problems) -> Any:
         if tag == _FLOAT:
             return float(text.replace(".", "", 1) if text[-3:].isalpha() else text)
     except (KeyError, ValueError):
-        problems.add(place, f"must be a {tag.removeprefix(_TAG)}, as its tag says, got {text!r}")
+        problems.unread(place, f"must be a {tag.removeprefix(_TAG)}, as its tag says, got {text!r}")
         return None
-    problems.add(place, f"must have no tag, got {tag}")
+    problems.unread(place, f"must have no tag, got {tag}")
     return None

@@ -24,9 +24,7 @@ class Problems:
         self.file = file
         self.lines: dict[Place, int] = {}
         self._found: dict[tuple[int, str], None] = {}  # line and text, each once
-
-    def __bool__(self) -> bool:
-        return bool(self._found)
+        self._unread: set[Place] = set()
 
     def add(self, place: Place, message: str, *, line: int | None = None) -> None:
         """Note a mistake.
@@ -35,9 +33,16 @@ class Problems:
         message: as the end of a sentence that begins with the key.
         line: where it is not that of the place.
         """
+        if place in self._unread:
+            return
         key = _dotted(place)
         line = self.line(place) if line is None else line
         self._found[line, f"{key}: {message}" if key else message] = None
+
+    def unread(self, place: Place, message: str, *, line: int | None = None) -> None:
+        """Note a value that cannot be read. What else is said of it is no news, and left out."""
+        self.add(place, message, line=line)
+        self._unread.add(place)
 
     def line(self, place: Place) -> int:
         """Number of the line, from 1, of a place or of the nearest parent that the file has."""
@@ -49,7 +54,10 @@ class Problems:
         """SpecError with all mistakes in the order of the file, if there are any."""
         if self._found:
             ordered = sorted(self._found, key=lambda one: one[0])
-            raise SpecError("\n".join(f"{self.file}:{line}: {text}" for line, text in ordered))
+            lines = [f"{self.file}:{line}: {text}" for line, text in ordered]
+            if len(lines) > 1:
+                lines.insert(0, f"{self.file} has {len(lines)} mistakes")
+            raise SpecError("\n".join(lines))
 
 
 def _dotted(place: Place) -> str:

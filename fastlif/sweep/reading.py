@@ -13,7 +13,7 @@ from fastlif.sweep.axes import RANDOM, Choice, Draw, Grid, read_axis
 from fastlif.sweep.combinations import Combination, combined, note_refused
 from fastlif.sweep.document import read_document
 from fastlif.sweep.feasible import Feasibility
-from fastlif.sweep.problems import Place, Problems, key_list
+from fastlif.sweep.problems import Place, Problems, key_list, shown
 from fastlif.sweep.spec import Asha, Resources, SweepSpec, Trial
 from fastlif.sweep.validation import OPTIONS, checked_file, checked_option, unknown_key
 from fastlif.train import TrainConfig, configured, sample_duration
@@ -35,7 +35,9 @@ class _Reader:
         self.path = path
         self.problems = Problems(str(path))
         tree = read_document(path, self.problems)
-        if self.problems and tree is None:
+        if not isinstance(tree, dict):
+            wanted = "must be a mapping with keys such as preset and search"
+            self.problems.add((), f"{wanted}, got {shown(tree)}")
             self.problems.stop()
         self.file = checked_file(tree, self.problems)
         own = None if self.file.data is None else path.parent / Path(self.file.data).expanduser()
@@ -140,16 +142,19 @@ class _Reader:
 
     def _data_kind(self, combinations: list[Combination]) -> str:
         """The kind of data that the sweep needs; that there is some of it is checked."""
-        presets = [one["preset"] for one in combinations if "preset" in one]
-        needed: dict[str, Choice] = {preset(one.value).data: one for one in reversed(presets)}
+        needed: dict[str, Choice] = {}  # the first preset of each kind
+        for combination in combinations:
+            if "preset" in combination:
+                choice = combination["preset"]
+                needed.setdefault(preset(choice.value).data, choice)
         needed.pop(_GENERATED, None)
         for kind, choice in needed.items():
-            if len(needed) > 1:
-                others = key_list(f"{o.value!r}" for o in needed.values() if o is not choice)
+            first = next(iter(needed.values()))
+            if choice is not first:
                 self.problems.add(
                     choice.place,
-                    f"must take the same data as the others, as a sweep has one data folder, got "
-                    f"{choice.value!r} beside {others}",
+                    f"must take the same data as {first.value!r}, as a sweep has one data folder, "
+                    f"got {choice.value!r}",
                 )
             elif self.given_data is None:
                 self.problems.add(

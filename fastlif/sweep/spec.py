@@ -79,7 +79,10 @@ class SweepSpec:
 
 
 class SpecError(ValueError):
-    """A sweep file that cannot be run: every mistake in it, a line each, with its place."""
+    """A sweep file that cannot be run: every mistake in it, a line each, with file, line and key.
+
+    Of several mistakes, the first line says how many.
+    """
 
 
 def read_spec(

@@ -48,7 +48,7 @@ _ELSEWHERE = {
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def checked_file(tree: Any, problems: Problems) -> SweepFile:
+def checked_file(tree: dict[str, Any], problems: Problems) -> SweepFile:
     """The file's sections; those that do not fit are noted, and at their defaults."""
     if not isinstance(tree, dict):
         problems.add(
@@ -60,8 +60,8 @@ def checked_file(tree: Any, problems: Problems) -> SweepFile:
         try:
             return SweepFile.model_validate(rest)
         except ValidationError as error:
+            _note_all(error, (), SweepFile, problems)
             for one in error.errors():
-                _note(one, (), SweepFile, problems)
                 rest.pop(str(one["loc"][0]), None)
 
 
@@ -72,8 +72,7 @@ def checked_section(
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        for one in error.errors():
-            _note(one, place, model, problems)
+        _note_all(error, place, model, problems)
         return None
 
 
@@ -82,8 +81,7 @@ def checked_option(name: str, value: Any, place: Place, problems: Problems) -> t
     try:
         return OPTIONS[name].validate_python(value), True
     except ValidationError as error:
-        for one in error.errors():
-            _note(one, place, None, problems)
+        _note_all(error, place, None, problems)
         return None, False
 
 
@@ -109,16 +107,21 @@ def unknown_key(place: Place, known: list[str], problems: Problems) -> None:
     problems.add(place, f"is not known{' here' if hint.startswith(':') else ''}{hint}")
 
 
-def _note(
-    error: ErrorDetails, place: Place, model: type[BaseModel] | None, problems: Problems
+def _note_all(
+    error: ValidationError, place: Place, model: type[BaseModel] | None, problems: Problems
 ) -> None:
-    where = (*place, *error["loc"])
-    if error["type"] == "extra_forbidden":
-        unknown_key(where, _fields(model, error["loc"][:-1]), problems)
-    elif error["type"] == "missing":
-        problems.add(where, "must be given")
-    else:
-        problems.add(where, f"{_expected(error)}, got {shown(error['input'])}")
+    unknown = [one["loc"] for one in error.errors() if one["type"] == "extra_forbidden"]
+    for one in error.errors():
+        section, where = one["loc"][:-1], (*place, *one["loc"])
+        if one["type"] == "extra_forbidden":
+            unknown_key(where, _fields(model, section), problems)
+        elif one["type"] != "missing":
+            problems.add(where, f"{_expected(one)}, got {shown(one['input'])}")
+        # Not of a key that is there misspelled.
+        elif not any(
+            key[:-1] == section and nearest(str(key[-1]), [str(where[-1])]) for key in unknown
+        ):
+            problems.add(where, "must be given")
 
 
 def _fields(model: type[BaseModel] | None, path: Place) -> list[str]:
