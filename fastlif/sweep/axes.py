@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from fastlif.sweep.problems import Place, Problems, key_list, shown
-from fastlif.sweep.schema import Section, own_error
+from fastlif.sweep.schema import MOST_TRIALS, Section, own_error
 from fastlif.sweep.validation import checked_option, checked_section
 from fastlif.train.config import FREE_SETTINGS
 
@@ -66,7 +66,7 @@ def _log_span(values: list[float]) -> list[float]:
 
 _Span = Annotated[list[float], AfterValidator(_span)]
 _LogSpan = Annotated[_Span, AfterValidator(_log_span)]
-_Points = Annotated[int, Field(ge=2)]
+_Points = Annotated[int, Field(ge=2, le=MOST_TRIALS)]
 
 
 class _Listed(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from fastlif.sweep.combinations import Combination, combined, note_refused
 from fastlif.sweep.document import read_document
 from fastlif.sweep.feasible import Feasibility
 from fastlif.sweep.problems import Place, Problems, key_list, shown
+from fastlif.sweep.schema import MOST_TRIALS
 from fastlif.sweep.spec import Asha, Resources, SweepSpec, Trial
 from fastlif.sweep.validation import OPTIONS, checked_file, checked_option, unknown_key
 from fastlif.train import TrainConfig, configured, sample_duration
@@ -51,14 +53,7 @@ class _Reader:
         file = self.file
         self._read_options()
         self._check_numbers()
-        combinations = list(
-            combined(
-                self.fixed,
-                self.axes,
-                samples=file.samples or 1,
-                search_seed=file.search_seed or 0,
-            )
-        )
+        combinations = self._combinations()
         kind = self._data_kind(combinations)
         configs = _Configs(self.given_data, "cuda" if file.resources.gpus else "cpu")
         with_preset = [one for one in combinations if "preset" in one]
@@ -76,6 +71,22 @@ class _Reader:
             retries=file.retries,
             report=file.report.model_dump(),
         )
+
+    def _combinations(self) -> list[Combination]:
+        """All of them, none if they are too many, which is noted."""
+        samples = self.file.samples or 1
+        lengths = [len(axis.choices) for axis in self.axes.values() if isinstance(axis, Grid)]
+        n_trials = math.prod(lengths) * len(self.file.seeds)
+        if len(lengths) < len(self.axes):
+            n_trials *= samples
+        if n_trials > MOST_TRIALS:
+            self.problems.add(
+                ("search",),
+                f"must give at most {MOST_TRIALS} trials, seeds included, got {n_trials}",
+            )
+            return []
+        search_seed = self.file.search_seed or 0
+        return list(combined(self.fixed, self.axes, samples=samples, search_seed=search_seed))
 
     def _read_options(self) -> None:
         """What the file fixes and varies."""

@@ -10,7 +10,9 @@ from pydantic_core import PydanticCustomError
 
 from fastlif.sweep.spec import Asha, Resources, SweepSpec
 
-__all__ = ["Section", "SweepFile", "own_error"]
+__all__ = ["MOST_TRIALS", "Section", "SweepFile", "own_error"]
+
+MOST_TRIALS = 1_000_000  # more are a slip of the pen, and would take all memory
 
 
 class Section(BaseModel):
@@ -32,6 +34,8 @@ def _seeds(value: Any) -> Any:
         return value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise own_error("must be a number of seeds, at least 1, or a list of them")
+    if value > MOST_TRIALS:
+        raise own_error(f"must be at most {MOST_TRIALS}")
     return list(range(value))
 
 
@@ -110,7 +114,7 @@ class SweepFile(Section):
     data: str | None = None
     settings: dict[str, Any] = {}
     search: dict[str, Any] = {}
-    samples: Annotated[int, Field(ge=1)] | None = None
+    samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)] | None = None
     search_seed: Annotated[int, Field(ge=0)] | None = None
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_seeds)] = [0]
     scheduler: Annotated[SchedulerSection | None, BeforeValidator(_scheduler)] = None
