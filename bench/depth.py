@@ -27,18 +27,13 @@ import torch
 from bench.alone import Died, alone
 from bench.measure import peak_rss
 from bench.points import SIDES, Network, trainer_and_input
+from fastlif.memory import is_out_of_memory
 from fastlif.models import ConvSize, preset
 
 GIB = 1 << 30
 SPARE_BYTES = GIB // 2  # for the rest of the system
 SHALLOW = 3, 5  # layers of the networks whose working memory is measured
 MOST_LAYERS = 4096
-# What PyTorch's allocator, oneDNN and the start of a thread say when they get no memory.
-NO_MEMORY = (
-    "can't allocate memory",
-    "could not create a primitive",
-    "Resource temporarily unavailable",
-)
 
 
 @dataclass(frozen=True)
@@ -105,12 +100,11 @@ def limited_step(search: Search, n_layers: int, side: str) -> Attempt:
     resource.setrlimit(resource.RLIMIT_DATA, (search.limit, search.limit))
     try:
         peak = _step(search, n_layers, side)
-    except MemoryError as error:
-        return Attempt(n_layers, False, None, f"out of memory: {error}")
-    except RuntimeError as error:
-        if not any(text in str(error) for text in NO_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        return Attempt(n_layers, False, None, f"out of memory: {str(error).splitlines()[0]}")
+        first_line = str(error).partition("\n")[0]
+        return Attempt(n_layers, False, None, f"out of memory: {first_line}")
     assert peak is not None  # Linux: RLIMIT_DATA counts nothing useful elsewhere
     fits = peak <= search.limit
     return Attempt(n_layers, fits, peak, "" if fits else "resident size above the limit")

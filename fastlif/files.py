@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["held_by_this_process", "write_atomically"]
+__all__ = ["FolderInUse", "held_by_this_process", "write_atomically"]
 
 LOCK_NAME = ".lock"
+
+
+class FolderInUse(ValueError):
+    """Another process writes to the folder."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -43,7 +47,8 @@ def held_by_this_process(folder: Path) -> Iterator[None]:
     Where the file system has locks, this one goes with a process that dies.
 
     Raises:
-        ValueError: another process holds the folder, or it cannot be locked.
+        FolderInUse: another process holds the folder; it is a ValueError too.
+        ValueError: the folder cannot be locked.
     """
     from filelock import FileLock, Timeout  # an import of the training command alone
 
@@ -52,7 +57,7 @@ def held_by_this_process(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(
+        raise FolderInUse(
             f"{folder} is in use by another process (it holds {folder / LOCK_NAME}): wait for it, "
             "or choose another output folder"
         ) from None

@@ -16,7 +16,7 @@ PACKAGE = "fastlif"
 
 # Lowest first. A module imports its own unit and those of lower rows, nothing beside or above it.
 ORDER = (
-    ("extension", "files", "versions"),
+    ("extension", "files", "memory", "versions"),
     ("spikes", "backends", "optim_triton"),
     ("ops",),
     ("init",),
@@ -53,6 +53,8 @@ NOT_IN_CORE = {
     "matplotlib",
     "yaml",
     "pydantic",
+    "ray",
+    "pyarrow",
     "fastlif.optim_triton",
     "fastlif.train",
     "fastlif.data",

@@ -46,7 +46,7 @@ def task() -> Task:
 
 @pytest.fixture(autouse=True)
 def small_data(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "load_task", lambda config, folder: task)
+    monkeypatch.setattr("fastlif.train.task.load_task", lambda config, folder: task)
 
 
 class Quiet:
@@ -227,14 +227,14 @@ def test_a_result_outranks_a_failure(tmp_path: Path) -> None:
     assert outcome(run, tmp_path) == "finished"
 
 
-@pytest.mark.parametrize("what", ["load_task", "train"])
+@pytest.mark.parametrize("what", ["fastlif.train.task.load_task", "fastlif.reproduce.runs.train"])
 def test_what_a_user_can_mend_is_not_recorded_as_a_failure(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*arguments: object, **more: object) -> None:
         raise ValueError("damaged file")
 
-    monkeypatch.setattr(runs_module, what, refuses)
+    monkeypatch.setattr(what, refuses)
     with pytest.raises(ValueError, match="damaged file"):
         reproduce(EXPERIMENTS["figS5"], options(), Sources(), tmp_path, Quiet())
     assert not list(tmp_path.rglob("failed.json"))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlif.files import write_atomically
-from fastlif.init import ActivityWarning, UnreachableTarget
+from fastlif.init import ActivityWarning
 from fastlif.models import preset
 from fastlif.reproduce.recording import LAYER_STAGES, layer_name, record_example, record_layers
 from fastlif.reproduce.sources import Sources
@@ -21,12 +21,12 @@ from fastlif.train import (
     Reporter,
     Task,
     TrainConfig,
-    TrainingFailed,
-    load_task,
     train,
 )
+from fastlif.train.failures import FAILED_NAME, RUN_FAILURES, record_failure, recorded_failure
 from fastlif.train.loop import RESULT_NAME
 from fastlif.train.run import CHECKPOINT_NAME
+from fastlif.train.task import TaskCache
 from fastlif.versions import versions
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
 
 EPOCHS_TO = 0.9  # training accuracy whose first epoch is reported (figure 4c)
 BEST_EPOCH, LAST_EPOCH = "best epoch", "last epoch"  # whose weights a score is of
-FAILED_NAME = "failed.json"
 _WORDS = ("phase",)  # columns of the log of epochs that are no numbers
 
 
@@ -98,30 +97,15 @@ class Run:
 
 
 class Tasks:
-    """The data of runs; that of the last one is kept, as most runs share it with the next."""
+    """The data of runs, from the sources of a reproduction."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._key: tuple[Any, ...] | None = None
-        self._task: Task | None = None
+        self._kept = TaskCache()
 
     def of(self, config: TrainConfig) -> Task:
         """Data of a run."""
-        network = preset(config.preset)
-        folder = self._sources.folder(network.data)
-        key = (
-            network.data,
-            network.input_features(),
-            network.duration,
-            config.dt,
-            config.data_seed,
-            config.n_samples,
-        )
-        if self._task is None or key != self._key:
-            self._key, self._task = None, None  # the old data is freed before the new is read
-            self._task = load_task(config, folder)
-            self._key = key
-        return self._task
+        return self._kept.load(config, self._sources.folder(preset(config.preset).data))
 
 
 def outcome(run: Run, folder: Path) -> str:
@@ -152,13 +136,8 @@ def execute(run: Run, folder: Path, tasks: Tasks, reporter: Reporter | None = No
             # Layers that a start leaves silent are what the experiments are about.
             warnings.simplefilter("ignore", ActivityWarning)
             _execute(run, folder, task, reporter)
-    except (TrainingFailed, UnreachableTarget) as error:
-        content = {
-            "message": str(error),
-            "settings": run.config.as_dict(),
-            "versions": versions(),
-        }
-        write_atomically(folder / FAILED_NAME, (json.dumps(content, indent=2) + "\n").encode())
+    except RUN_FAILURES as error:
+        record_failure(folder, str(error), run.config)
 
 
 def _execute(run: Run, folder: Path, task: Task, reporter: Reporter | None) -> None:
@@ -231,7 +210,7 @@ def run_arrays(run: Run, folder: Path) -> dict[str, NDArray[Any]]:
 
 def failure(folder: Path) -> str:
     """Why a run failed."""
-    return str(json.loads((folder / FAILED_NAME).read_text())["message"])
+    return str((recorded_failure(folder) or {})["message"])
 
 
 def made_by(folder: Path) -> dict[str, str | None]:

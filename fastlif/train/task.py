@@ -30,7 +30,7 @@ from fastlif.models import Preset, preset
 from fastlif.spikes import PackedSpikes
 from fastlif.train.config import TrainConfig
 
-__all__ = ["Task", "load_task", "sample_duration"]
+__all__ = ["Task", "TaskCache", "load_task", "sample_duration"]
 
 # Samples from which a rate is measured where it takes work to get at the spikes.
 _RATE_SAMPLES = 1024
@@ -143,6 +143,36 @@ def load_task(config: TrainConfig, data_folder: Path | None) -> Task:
             f"with {wanted}"
         )
     return read(network, config, data_folder)
+
+
+class TaskCache:
+    """The data of runs; that of the last one is kept, as most runs share it with the next."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._task: Task | None = None
+
+    def load(self, config: TrainConfig, data_folder: Path | None) -> Task:
+        """What `load_task` gives, and raises."""
+        network = preset(config.preset)
+        key = (
+            network.data,
+            network.input_features(),
+            network.duration,
+            config.dt,
+            config.data_seed,
+            config.n_samples,
+            data_folder,
+        )
+        if self._task is None or key != self._key:
+            self.clear()  # the old data is freed before the new is read
+            self._task = load_task(config, data_folder)
+            self._key = key
+        return self._task
+
+    def clear(self) -> None:
+        """Free what is kept."""
+        self._key, self._task = None, None
 
 
 def _events(network: Preset, config: TrainConfig, folder: Path) -> Task:

@@ -1,0 +1,66 @@
+"""Memory that a process may take, and what it looks like when it gets no more."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["NO_MEMORY", "is_out_of_memory", "memory_limit"]
+
+# What PyTorch's allocator, oneDNN, the start of a thread, the loader of libraries and a kernel's
+# thread say when they get no memory.
+NO_MEMORY = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "Resource temporarily unavailable",
+    "can't start new thread",
+    "failed to map segment",
+    "bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there was no memory left, on the CPU or on a GPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, (RuntimeError, ImportError, OSError)) and any(
+        text in str(error) for text in NO_MEMORY
+    )
+
+
+@contextmanager
+def memory_limit(n_bytes: int | None, device: str) -> Iterator[None]:
+    """Let this process take so many bytes at most while the context lasts.
+
+    On the CPU that is its data segment (RLIMIT_DATA of Linux): PyTorch, data and parameters
+    included. On a GPU it is what PyTorch allocates there.
+
+    Args:
+        n_bytes: the limit; None: there is none.
+        device: "cpu" or "cuda".
+    """
+    if n_bytes is None:
+        yield
+    elif device == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, n_bytes / total))
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    else:
+        import resource  # of POSIX alone
+
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        hard = before[1]
+        most = n_bytes if hard == resource.RLIM_INFINITY else min(n_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, before)
