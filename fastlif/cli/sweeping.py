@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
 from fastlif.cli.errors import reported
+
+if TYPE_CHECKING:
+    from fastlif.sweep import SweepSpec
 
 RUN = "run"
 
@@ -44,13 +47,31 @@ def run(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Output folder; default runs/sweeps/NAME.")
+        Path | None,
+        typer.Option(
+            help="Folder of the sweep; default runs/sweeps/NAME. On a cluster, all nodes share "
+            "the file system that it is on."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep if it lies in the folder.")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            help="HOST:PORT of a Ray cluster, or auto on one of its nodes. Default: this machine.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the trials and how long they may take.")
     ] = False,
 ) -> None:
-    """Run the trials that a file states."""
+    """Run the trials that a file states, and write trials.csv and epochs.csv (and .parquet).
+
+    The exit status is 1 if trials were lost, which --resume runs again. Those that failed for good
+    are in the tables, with their messages.
+    """
     # Imported here: it takes a second or two, which no other command should pay.
     from fastlif.sweep import read_spec
 
@@ -69,4 +90,24 @@ def run(
 
             print_plan(console, spec, folder / "trials")
             return
-        raise ValueError("sweeps are only listed so far: give --dry-run")
+        _run(console, spec, folder, resume=resume, address=address)
+
+
+def _run(
+    console: Console, spec: SweepSpec, folder: Path, *, resume: bool, address: str | None
+) -> None:
+    from fastlif.cli.sweep_progress import ConsoleReporter
+    from fastlif.sweep.run import run_sweep
+
+    try:
+        with ConsoleReporter(console) as reporter:
+            summary = run_sweep(spec, folder, resume=resume, address=address, reporter=reporter)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command with --resume continues")
+        raise typer.Exit(130) from None
+    counted = ", ".join(f"{n} {status}" for status, n in summary.statuses.items())
+    files = ", ".join(str(path) for path in summary.files)
+    console.print(f"{counted}; {files}", highlight=False, soft_wrap=True)
+    if lost := summary.statuses.get("lost"):
+        console.print(f"{lost} were lost: the same command with --resume runs them again")
+        raise typer.Exit(1)

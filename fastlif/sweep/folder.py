@@ -16,7 +16,14 @@ from fastlif.sweep.spec import SweepSpec, Trial
 from fastlif.train.run import CHECKPOINT_NAME
 from fastlif.versions import versions
 
-__all__ = ["SWEEP_NAME", "TRIALS_FOLDER", "check_space", "claim", "load_sweep"]
+__all__ = [
+    "SWEEP_NAME",
+    "TRIALS_FOLDER",
+    "check_same_sweep",
+    "check_space",
+    "claim",
+    "load_sweep",
+]
 
 SWEEP_NAME = "sweep.json"
 TRIALS_FOLDER = "trials"
@@ -32,17 +39,13 @@ _TRIAL_BYTES = 1 << 17  # a block at least for each of its files
 _AT_ONCE = 64
 
 
-def claim(spec: SweepSpec, folder: Path, *, resume: bool) -> None:
-    """Make a folder the sweep's, which it may be already if the sweep is to go on.
+def check_same_sweep(spec: SweepSpec, folder: Path, *, resume: bool) -> None:
+    """ValueError if another sweep lies in a folder, or this one and `resume` is False.
 
     What a sweep that goes on may change is what the result of a finished trial does not depend on:
     resources, scheduler, retries and what is reported.
-
-    Raises:
-        ValueError: another sweep lies there, or this one and `resume` is False.
     """
-    path = folder / SWEEP_NAME
-    if path.is_file():
+    if (folder / SWEEP_NAME).is_file():
         there = load_sweep(folder)
         if difference := _difference(there, spec):
             raise ValueError(
@@ -53,6 +56,10 @@ def claim(spec: SweepSpec, folder: Path, *, resume: bool) -> None:
             raise ValueError(
                 f"{folder} already holds this sweep: resume it, or choose another folder"
             )
+
+
+def claim(spec: SweepSpec, folder: Path) -> None:
+    """Make a folder the sweep's."""
     content = {
         "format": _FORMAT,
         "name": spec.name,
@@ -66,7 +73,8 @@ def claim(spec: SweepSpec, folder: Path, *, resume: bool) -> None:
         "versions": versions(),
     }
     (folder / TRIALS_FOLDER).mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomically(folder / SWEEP_NAME, text.encode())
 
 
 def load_sweep(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastlif.files import held_by_this_process
 from fastlif.sweep.driver import Ledger, run_trials
-from fastlif.sweep.folder import TRIALS_FOLDER, check_space, claim
+from fastlif.sweep.folder import TRIALS_FOLDER, check_same_sweep, check_space, claim
 from fastlif.sweep.progress import Pace, SweepReporter
 from fastlif.sweep.records import open_again, outcome
 from fastlif.sweep.spec import SweepSpec
@@ -69,7 +69,7 @@ def run_sweep(
     if spec.data is not None:
         spec = replace(spec, data=spec.data.resolve())
     with held_by_this_process(folder):
-        claim(spec, folder, resume=resume)
+        check_same_sweep(spec, folder, resume=resume)
         trials_folder = folder / TRIALS_FOLDER
         if resume:
             for trial in spec.trials:
@@ -80,6 +80,7 @@ def run_sweep(
                 ended[trial.number] = how
         waiting = [trial for trial in spec.trials if trial.number not in ended]
         check_space(waiting, folder)
+        claim(spec, folder)
         pace = Pace(spec, ended)
         tables = Tables(spec, folder, trials_folder)
         if reporter is not None:

@@ -97,6 +97,10 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         self._ledger = ledger
         self.broken: Exception | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune keeps a copy for its own way to resume, which is not used here.
+        return {}
+
     @_keeping
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """A trial got its place."""
