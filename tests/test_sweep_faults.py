@@ -1,0 +1,164 @@
+"""Sweeps that lose a node or their driver, on local nodes that talk over the loopback interface."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastlif
+from fastlif.sweep import Asha, Resources, SweepSpec, Trial, read_spec
+from fastlif.sweep.driver import SweepStopped
+from fastlif.sweep.records import Outcome, attempts
+from fastlif.sweep.run import run_sweep
+from fastlif.sweep.tables import read_epochs, read_trials
+from tests.sweeps import (
+    GRID,
+    N_FAILED,
+    N_TRIALS,
+    Watcher,
+    assert_same_sweep,
+    table,
+    tiny_sweep,
+    tiny_trial,
+)
+
+# Before Ray is imported: this machine's address is 127.0.0.1 then.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+ray = pytest.importorskip("ray", reason="sweeps need Ray: pip install 'fastlif[sweep]'")
+
+# A node that does not answer for two seconds is dead.
+QUICK = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two local nodes of one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    two = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": QUICK},
+    )
+    two.add_node(num_cpus=1)
+    yield two
+    two.shutdown()
+
+
+@pytest.fixture(scope="module")
+def sweep_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sweep") / "tiny.yaml"
+    path.write_text(GRID)
+    return path
+
+
+@pytest.fixture(scope="module")
+def spec(sweep_file: Path) -> SweepSpec:
+    return read_spec(sweep_file)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: Any, spec: SweepSpec, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of the sweep, run without trouble."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    watcher = Watcher()
+    summary = run_sweep(spec, folder, address=cluster.address, reporter=watcher)
+    assert summary.statuses == {"finished": N_TRIALS - N_FAILED, "failed": N_FAILED}
+    assert sorted(number for number, _ in watcher.ended) == list(range(N_TRIALS))
+    assert watcher.seen[-1].running == 0 or watcher.seen[-1].n_ended < N_TRIALS
+    return folder
+
+
+def test_what_a_sweep_leaves(undisturbed: Path, spec: SweepSpec) -> None:
+    trials, epochs = read_trials(undisturbed), read_epochs(undisturbed)
+    assert [row["number"] for row in trials] == list(range(N_TRIALS))
+    assert [row["name"] for row in trials] == [trial.name for trial in spec.trials]
+    for row, trial in zip(trials, spec.trials, strict=True):
+        assert (row["sigma_u"], row["lr"], row["seed"]) == (
+            trial.config.sigma_u, trial.config.lr, trial.config.seed
+        )  # fmt: skip
+        assert row["preset"] == "randman" and row["torch"] and row["fastlif"]
+        assert row["attempts"] == 1 and row["node"]
+        if row["status"] == "finished":
+            own = [epoch for epoch in epochs if epoch["number"] == row["number"]]
+            assert [epoch["epoch"] for epoch in own] == list(range(1, 31))
+            best = own[row["best_epoch"] - 1]
+            assert row["validation_accuracy"] == best["validation_accuracy"]
+            assert 0.0 < row["test_rate_hidden1_hz"] < 100.0 and row["test_accuracy"] >= 0.0
+        else:
+            assert row["lr"] == 1e38 and "the loss must stay finite" in row["message"]
+            assert row["test_accuracy"] is None
+    assert not list(undisturbed.glob(".tune")) and not list(undisturbed.rglob("*.tmp"))
+
+
+def test_the_driver_is_killed_and_the_sweep_goes_on(
+    undisturbed: Path, sweep_file: Path, spec: SweepSpec, cluster: Any, tmp_path: Path
+) -> None:
+    """With a Ray of its own, which dies with it; then on the cluster."""
+    folder = tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "fastlif", "sweep", str(sweep_file), "--out", str(folder)]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as driver:
+        try:
+            wait_for(lambda: len(list(folder.glob("trials/*/result.json"))) >= 6, driver)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+    ended = {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in folder.glob("trials/*/*.json")
+        if path.name in ("result.json", "failed.json")
+    }
+    assert 6 <= len(ended) < N_TRIALS
+    watcher = Watcher()
+    run_sweep(spec, folder, resume=True, address=cluster.address, reporter=watcher)
+    assert_same_sweep(undisturbed, folder)
+    for path, before in ended.items():
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+    assert len(watcher.ended) == N_TRIALS - len(ended)
+    assert watcher.seen[0].n_ended == len(ended)
+
+
+def test_a_node_is_killed_half_way(
+    undisturbed: Path, spec: SweepSpec, cluster: Any, tmp_path: Path
+) -> None:
+    class Killer(Watcher):
+        def trial_ended(self, trial: Trial, ended: Outcome) -> None:
+            super().trial_ended(trial, ended)
+            if len(self.ended) == N_TRIALS // 2:
+                (node,) = cluster.worker_nodes
+                cluster.remove_node(node, allow_graceful=False)
+
+    killer = Killer()
+    folder = tmp_path / "disturbed"
+    run_sweep(spec, folder, address=cluster.address, reporter=killer)
+    assert sorted(number for number, _ in killer.ended) == list(range(N_TRIALS))
+    assert_same_sweep(undisturbed, folder)
+    made = [attempts(path) for path in (folder / "trials").iterdir()]
+    nodes = {attempt["ray_node"] for one in made for attempt in one}
+    assert len(nodes) == 2
+    assert any(len(one) > 1 for one in made)  # was interrupted, and went on
+
+
+def wait_for(true: Any, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
