@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-import fastlif
-from fastlif.sweep import Asha, Resources, SweepSpec, Trial, read_spec
+from fastlif.sweep import Asha, Resources, SweepSpec, read_spec
 from fastlif.sweep.driver import SweepStopped
-from fastlif.sweep.records import Outcome, attempts
+from fastlif.sweep.progress import Progress
+from fastlif.sweep.records import attempts, outcome
 from fastlif.sweep.run import run_sweep
 from fastlif.sweep.tables import read_epochs, read_trials
 from tests.sweeps import (
     GRID,
+    N_EPOCHS,
     N_FAILED,
     N_TRIALS,
     Watcher,
     assert_same_sweep,
-    table,
     tiny_sweep,
     tiny_trial,
 )
@@ -71,9 +71,7 @@ def spec(sweep_file: Path) -> SweepSpec:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    cluster: Any, spec: SweepSpec, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def undisturbed(cluster: Any, spec: SweepSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the sweep, run without trouble."""
     folder = tmp_path_factory.mktemp("undisturbed")
     watcher = Watcher()
@@ -96,7 +94,7 @@ def test_what_a_sweep_leaves(undisturbed: Path, spec: SweepSpec) -> None:
         assert row["attempts"] == 1 and row["node"]
         if row["status"] == "finished":
             own = [epoch for epoch in epochs if epoch["number"] == row["number"]]
-            assert [epoch["epoch"] for epoch in own] == list(range(1, 31))
+            assert [epoch["epoch"] for epoch in own] == list(range(1, N_EPOCHS + 1))
             best = own[row["best_epoch"] - 1]
             assert row["validation_accuracy"] == best["validation_accuracy"]
             assert 0.0 < row["test_rate_hidden1_hz"] < 100.0 and row["test_accuracy"] >= 0.0
@@ -104,6 +102,37 @@ def test_what_a_sweep_leaves(undisturbed: Path, spec: SweepSpec) -> None:
             assert row["lr"] == 1e38 and "the loss must stay finite" in row["message"]
             assert row["test_accuracy"] is None
     assert not list(undisturbed.glob(".tune")) and not list(undisturbed.rglob("*.tmp"))
+
+
+def test_what_stops_all_trials_loses_nothing(cluster: Any, tmp_path: Path) -> None:
+    good, bad = tiny_trial(0), tiny_trial(1, preset="shd-dense")
+    with pytest.raises(SweepStopped, match="trial 0001-tiny: preset 'shd-dense' needs data"):
+        run_sweep(tiny_sweep(good, bad), tmp_path, address=cluster.address)
+    assert not list(tmp_path.rglob("failed.json")) and not (tmp_path / ".tune").exists()
+    with pytest.raises(SweepStopped, match="0001-tiny"):
+        run_sweep(tiny_sweep(good, bad), tmp_path, address=cluster.address, resume=True)
+
+
+def test_halving_stops_what_falls_behind(cluster: Any, tmp_path: Path) -> None:
+    """The best trial comes first; one needs more memory than it may have."""
+    settings = {"n_samples": 600, "epochs": 9, "sigma_u": 1.0}
+    rates = (3e-2, 1e-4, 1e-5, 1e-6)
+    trials = [tiny_trial(i, lr=lr, **settings) for i, lr in enumerate(rates)]
+    trials.append(tiny_trial(len(rates), dt=1e-5))
+    spec = tiny_sweep(
+        *trials,
+        asha=Asha(grace_epochs=3, reduction=3, metric="train_accuracy"),
+        resources=Resources(memory=700 << 20),
+    )
+    run_sweep(spec, tmp_path, address=cluster.address)
+    rows = read_trials(tmp_path)
+    assert [row["status"] for row in rows] == [
+        "finished", *["stopped"] * (len(rates) - 1), "out of memory"
+    ]  # fmt: skip
+    assert [row["epochs_done"] for row in rows] == [9, 3, 3, 3, 0]
+    assert rows[1]["message"] == "behind others after epoch 3"
+    assert "can't allocate memory" in rows[-1]["message"]
+    assert len(read_epochs(tmp_path)) == 9 + 3 * 3
 
 
 def test_the_driver_is_killed_and_the_sweep_goes_on(
@@ -138,22 +167,32 @@ def test_the_driver_is_killed_and_the_sweep_goes_on(
 def test_a_node_is_killed_half_way(
     undisturbed: Path, spec: SweepSpec, cluster: Any, tmp_path: Path
 ) -> None:
+    folder = tmp_path / "disturbed"
+    (node,) = cluster.worker_nodes
+
     class Killer(Watcher):
-        def trial_ended(self, trial: Trial, ended: Outcome) -> None:
-            super().trial_ended(trial, ended)
-            if len(self.ended) == N_TRIALS // 2:
-                (node,) = cluster.worker_nodes
-                cluster.remove_node(node, allow_graceful=False)
+        """Kills the other node in the middle of a trial, as soon as half of them ended."""
+
+        killed: Path | None = None
+
+        def progressed(self, progress: Progress) -> None:
+            if self.killed is None and len(self.ended) >= N_TRIALS // 2:
+                for path in folder.glob("trials/*/epochs.csv"):
+                    last = attempts(path.parent)[-1]
+                    if last["ray_node"] == node.node_id and outcome(path.parent) is None:
+                        os.kill(last["process"], signal.SIGKILL)
+                        cluster.remove_node(node, allow_graceful=False)
+                        self.killed = path.parent
+                        return
 
     killer = Killer()
-    folder = tmp_path / "disturbed"
     run_sweep(spec, folder, address=cluster.address, reporter=killer)
+    assert killer.killed is not None
     assert sorted(number for number, _ in killer.ended) == list(range(N_TRIALS))
     assert_same_sweep(undisturbed, folder)
-    made = [attempts(path) for path in (folder / "trials").iterdir()]
-    nodes = {attempt["ray_node"] for one in made for attempt in one}
-    assert len(nodes) == 2
-    assert any(len(one) > 1 for one in made)  # was interrupted, and went on
+    first, *_, last = attempts(killer.killed)
+    assert first["ray_node"] != last["ray_node"]
+    assert first["epochs_done"] == 0 < last["epochs_done"]  # it went on where it was
 
 
 def wait_for(true: Any, process: subprocess.Popen[str], seconds: float = 120.0) -> None:

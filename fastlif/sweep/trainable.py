@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from fastlif.sweep.folder import SWEEP_NAME
 from fastlif.sweep.process import TrainingProcess, WorkerDied
 from fastlif.sweep.records import Outcome, outcome, record
 from fastlif.sweep.spec import Resources, Trial
@@ -76,6 +78,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         if not self._busy:
             if (ended := outcome(self._folder)) is not None:
                 return _last(ended)
+            if not (self._job.folder.parent / SWEEP_NAME).is_file():
+                return {"done": True, "mend": _not_shared(self._job.folder.parent)}
             self._begin()
         elif self._job.waits and self._process is not None:
             self._process.tell(GO_ON)
@@ -159,6 +163,13 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         except WorkerDied:
             pass
         self.cleanup()
+
+
+def _not_shared(folder: Path) -> str:
+    return (
+        f"there is no sweep in {folder} on node {socket.gethostname()}: the folder of a sweep must "
+        "be on a file system that all nodes share"
+    )
 
 
 def _last(ended: Outcome) -> dict[str, Any]:

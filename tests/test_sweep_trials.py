@@ -1,0 +1,211 @@
+"""A trial's actor and its training process, without a cluster; halving; how trials end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="sweeps need Ray: pip install 'fastlif[sweep]'")
+
+from fastlif.files import held_by_this_process
+from fastlif.sweep import Asha, Resources, Trial
+from fastlif.sweep.folder import SWEEP_NAME, TRIALS_FOLDER
+from fastlif.sweep.process import TrainingProcess
+from fastlif.sweep.records import Outcome, attempts, open_again, outcome, record
+from fastlif.sweep.trainable import Job, TrialActor, TrialLost
+from fastlif.sweep.tuning import Halving
+from fastlif.sweep.worker import Order
+from tests.sweeps import tiny_trial
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[TrainingProcess]:
+    """One for several tests: its start takes seconds."""
+    one = TrainingProcess()
+    yield one
+    one.kill()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of trials, in that of a sweep."""
+    (tmp_path / SWEEP_NAME).write_text("{}")
+    (tmp_path / TRIALS_FOLDER).mkdir()
+    return tmp_path / TRIALS_FOLDER
+
+
+def actor_of(
+    folder: Path, trial: Trial, process: TrainingProcess | None, **resources: Any
+) -> TrialActor:
+    """An actor as Tune would make it, with a training process that runs already."""
+    actor = object.__new__(TrialActor)
+    job = Job(folder, None, {trial.number: trial}, Resources(**resources), waits=False)
+    actor.setup({"number": trial.number}, job=job)
+    actor._process = process
+    return actor
+
+
+def end_of(actor: TrialActor) -> dict[str, Any]:
+    """The last result of a trial."""
+    while not (result := actor.step()).get("done"):
+        assert result["epoch"] >= 1
+    return result
+
+
+def test_a_finished_trial_is_not_run_again(folder: Path, process: TrainingProcess) -> None:
+    trial = tiny_trial(0)
+    assert end_of(actor_of(folder, trial, process))["status"] == "finished"
+    before = (folder / trial.name / "result.json").stat()
+    assert end_of(actor_of(folder, trial, None))["status"] == "finished"  # no process is asked
+    assert (folder / trial.name / "result.json").stat() == before
+    assert len(attempts(folder / trial.name)) == 1
+
+
+def test_a_trial_that_diverges_is_recorded(folder: Path, process: TrainingProcess) -> None:
+    trial = tiny_trial(0, optimizer="sgd", lr=1e38)
+    result = end_of(actor_of(folder, trial, process))
+    assert result["status"] == "failed" and "loss must stay finite" in result["message"]
+    assert outcome(folder / trial.name) == Outcome("failed", result["message"])
+    recorded = json.loads((folder / trial.name / "failed.json").read_text())
+    assert recorded["settings"]["lr"] == 1e38 and recorded["versions"]["torch"]
+
+
+def test_a_trial_waits_for_a_folder_in_use(folder: Path, process: TrainingProcess) -> None:
+    trial = tiny_trial(0)
+    actor = actor_of(folder, trial, process)
+    with held_by_this_process(folder / trial.name):
+        process.order(order_of(trial, folder))
+        assert process.answer(timeout=1.0) is None
+    actor._busy, actor._seconds_left, actor._fresh = True, 1e9, False
+    assert end_of(actor)["status"] == "finished"
+
+
+def test_what_a_user_can_mend_is_no_end(folder: Path, process: TrainingProcess) -> None:
+    for changes, words in (
+        ({"backend": "cuda"}, "backend 'cuda' needs a GPU"),
+        ({"preset": "shd-dense"}, "preset 'shd-dense' needs data"),
+    ):
+        trial = tiny_trial(0, **changes)
+        assert words in end_of(actor_of(folder, trial, process))["mend"]
+        assert outcome(folder / trial.name) is None
+    (folder.parent / SWEEP_NAME).unlink()
+    result = end_of(actor_of(folder, tiny_trial(0), process))
+    assert "all nodes" in result["mend"] and str(folder.parent) in result["mend"]
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing(folder: Path, process: TrainingProcess) -> None:
+    """On a file system that has room for a part of the trial."""
+    trial = tiny_trial(0, epochs=400)
+    disk = folder / trial.name
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a file system is for root alone")
+    try:
+        result = end_of(actor_of(folder, trial, process))
+        assert os.strerror(errno.ENOSPC) in result["mend"] and outcome(disk) is None
+        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+        actor = actor_of(folder, trial, process)
+        assert actor.step()["epoch"] > 1
+        assert attempts(disk)[-1]["epochs_done"] >= 1
+        assert end_of(actor)["status"] == "finished"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_limits_end_a_trial_and_larger_ones_open_it_again(folder: Path) -> None:
+    """Without memory twice: the process had run another trial, which may have left something."""
+    process = TrainingProcess()
+    actor = actor_of(folder, tiny_trial(0), process, memory=600 << 20)
+    assert end_of(actor)["status"] == "finished"
+    large = tiny_trial(1, dt=1e-5)
+    actor._job.trials[1] = large
+    assert actor.reset_config({"number": 1})
+    result = end_of(actor)
+    assert result["status"] == "out of memory" and "can't allocate memory" in result["message"]
+    assert actor._process is not process
+
+    slow = tiny_trial(2, epochs=10_000)
+    actor._job = Job(folder, None, {2: slow}, Resources(hours=1e-4), waits=False)
+    assert actor.reset_config({"number": 2})
+    assert end_of(actor)["message"] == "above 0.0001 hours"
+    assert actor._process is None
+
+    for trial, more in ((large, {"memory": 601 << 20}), (slow, {"hours": None})):
+        held = folder / trial.name
+        before = outcome(held)
+        open_again(held, Resources(memory=600 << 20, hours=1e-4))
+        assert outcome(held) == before
+        open_again(held, Resources(**{"memory": 600 << 20, "hours": 1e-4} | more))
+        assert outcome(held) is None
+
+
+def test_a_process_that_dies_is_a_trial_to_try_again(folder: Path) -> None:
+    trial = tiny_trial(0, epochs=10_000)
+    actor = actor_of(folder, trial, None)
+    assert actor.step()["epoch"] == 1
+    (attempt,) = attempts(folder / trial.name)
+    os.kill(attempt["process"], signal.SIGKILL)
+    with pytest.raises(TrialLost, match=r"ended by signal 9 \(SIGKILL\)"):
+        end_of(actor)
+    assert outcome(folder / trial.name) is None
+
+
+def test_a_training_process_ends_with_the_one_that_started_it(folder: Path) -> None:
+    trial = tiny_trial(0, epochs=10_000)
+    process = TrainingProcess()
+    process.order(order_of(trial, folder))
+    assert process.answer(timeout=60.0)
+    assert process._process.stdin is not None
+    process._process.stdin.close()  # as the system does for a process that is killed
+    assert process._process.wait(timeout=5.0) == 1
+    with held_by_this_process(folder / trial.name):
+        pass
+
+
+def order_of(trial: Trial, folder: Path) -> Order:
+    return Order(trial.config.as_dict(), None, str(folder / trial.name), node="")
+
+
+def test_what_was_lost_goes_on_with_a_resume(folder: Path) -> None:
+    trial = tiny_trial(0)
+    held = folder / trial.name
+    for status, is_open in (("lost", True), ("failed", False), ("stopped", False)):
+        record(held, Outcome(status, "why"), trial.config, Resources())
+        assert outcome(held) == Outcome(status, "why")
+        open_again(held, Resources())
+        assert (outcome(held) is None) == is_open
+
+
+def test_halving_knows_what_trials_reported_before_a_resume(folder: Path) -> None:
+    trials = {number: tiny_trial(number, epochs=9) for number in range(5)}
+    for number, accuracy in ((0, 0.9), (1, 0.8), (2, 0.7)):
+        path = folder / trials[number].name / "epochs.csv"
+        path.parent.mkdir()
+        n_epochs = 9 if number < 2 else 3
+        lines = [f"{epoch},supervised,{accuracy}" for epoch in range(1, n_epochs + 1)]
+        path.write_text("\n".join(["epoch,phase,validation_accuracy", *lines, ""]))
+    halving = Halving(Asha(grace_epochs=3), trials, {2, 3, 4}, folder)
+    decisions = {}
+    for number, accuracy, epoch in ((2, 0.1, 4), (3, 0.75, 3), (4, 0.95, 3), (4, 0.1, 9)):
+        trial = SimpleNamespace(trial_id=str(number), config={"number": number})
+        halving.on_trial_add(None, trial)
+        row = {"epoch": epoch, "validation_accuracy": accuracy}
+        decisions[number, epoch] = halving.on_trial_result(None, trial, row)
+    assert decisions == {
+        (2, 4): "CONTINUE",  # was compared at epoch 3, before
+        (3, 3): "STOP",  # below the best third of 0.9, 0.8 and 0.7
+        (4, 3): "CONTINUE",
+        (4, 9): "CONTINUE",  # at its end
+    }
