@@ -104,11 +104,11 @@ def test_what_a_user_can_mend_is_no_end(folder: Path, process: TrainingProcess) 
 
 def test_a_full_disk_is_an_error_that_loses_nothing(folder: Path, process: TrainingProcess) -> None:
     """On a file system that has room for a part of the trial."""
-    trial = tiny_trial(0, epochs=400)
+    trial = tiny_trial(0, epochs=80)
     disk = folder / trial.name
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(disk)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip("mounting a file system is for root alone")
@@ -121,7 +121,7 @@ def test_a_full_disk_is_an_error_that_loses_nothing(folder: Path, process: Train
         assert attempts(disk)[-1]["epochs_done"] >= 1
         assert end_of(actor)["status"] == "finished"
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_limits_end_a_trial_and_larger_ones_open_it_again(folder: Path) -> None:
