@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,18 +11,21 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from fastlif.cli import app
 from fastlif.cli.sweep_progress import ConsoleReporter
 from fastlif.files import held_by_this_process
 from fastlif.sweep import Resources, SweepSpec
 from fastlif.sweep import run as run_module
+from fastlif.sweep.driver import SweepStopped
 from fastlif.sweep.folder import TRIALS_FOLDER, load_sweep
 from fastlif.sweep.progress import Pace
 from fastlif.sweep.records import Outcome, record
-from fastlif.sweep.run import run_sweep
+from fastlif.sweep.run import Summary, run_sweep
 from fastlif.sweep.tables import PLACE_COLUMNS, Tables, read_epochs, read_trials
 from fastlif.train import load_task, train
-from tests.sweeps import tiny_sweep, tiny_trial
+from tests.sweeps import GRID, tiny_sweep, tiny_trial
 
 SWEEP = tiny_sweep(*(tiny_trial(number, sigma_u=1.0 + number) for number in range(3)))
 
@@ -134,3 +138,29 @@ def test_progress_and_the_time_that_is_left() -> None:
         "1/3  0001-tiny  sigma_u 2, seed 0  out of memory: 4 GB were not enough",
         "1/3 done, 2 running, 1 failed, about 25 s left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("ends_with", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; the same command with --resume continues"),
+        (SweepStopped("trial 0001-tiny: no data"), 2, "error: trial 0001-tiny: no data"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.csv"), 2, "a.csv: No space left"),
+        (Summary({"finished": 2, "lost": 1}, ()), 1, "1 were lost"),
+        (Summary({"finished": 2, "failed": 1}, (Path("t.csv"),)), 0, "2 finished, 1 failed; t.csv"),
+    ],
+)
+def test_how_the_command_ends(
+    ends_with: Any, status: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(*arguments: Any, **named: Any) -> Any:
+        if isinstance(ends_with, BaseException):
+            raise ends_with
+        return ends_with
+
+    monkeypatch.setattr(run_module, "run_sweep", ends)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(GRID)
+    result = CliRunner().invoke(app, ["sweep", str(file), "--out", str(tmp_path)])
+    assert result.exit_code == status, result.output
+    assert words in result.output and "Traceback" not in result.output

@@ -16,13 +16,15 @@ import pytest
 
 pytest.importorskip("ray", reason="sweeps need Ray: pip install 'fastlif[sweep]'")
 
+from ray.exceptions import OutOfMemoryError
+
 from fastlif.files import held_by_this_process
 from fastlif.sweep import Asha, Resources, Trial
 from fastlif.sweep.folder import SWEEP_NAME, TRIALS_FOLDER
 from fastlif.sweep.process import TrainingProcess
 from fastlif.sweep.records import Outcome, attempts, open_again, outcome, record
 from fastlif.sweep.trainable import Job, TrialActor, TrialLost
-from fastlif.sweep.tuning import Halving
+from fastlif.sweep.tuning import Halving, Stop, Watch
 from fastlif.sweep.worker import Order
 from tests.sweeps import tiny_trial
 
@@ -209,3 +211,39 @@ def test_halving_knows_what_trials_reported_before_a_resume(folder: Path) -> Non
         (4, 3): "CONTINUE",
         (4, 9): "CONTINUE",  # at its end
     }
+
+
+class Ledger:
+    """Notes what a callback tells it, and fails if asked to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.told: list[tuple[int, Outcome, bool]] = []
+
+    def ended(self, number: int, how: Outcome, *, recorded: bool) -> None:
+        if self.error is not None:
+            raise self.error
+        self.told.append((number, how, recorded))
+
+
+def test_what_tune_says_of_a_lost_trial_is_taken_down() -> None:
+    for error, ended in (
+        (RuntimeError("ray::step()\n  the node died\n"), Outcome("lost", "the node died")),
+        (OutOfMemoryError("95 % used"), Outcome("out of memory", "95 % used")),
+        (None, Outcome("lost", "None")),
+    ):
+        ledger = Ledger()
+        lost = SimpleNamespace(config={"number": 7}, get_pickled_error=lambda error=error: error)
+        Watch(ledger).on_trial_error(iteration=1, trials=[], trial=lost)
+        assert ledger.told == [(7, ended, False)]
+
+
+def test_an_error_of_the_driver_s_own_stops_the_sweep_as_itself() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "trials.csv")
+    watch = Watch(Ledger(full))
+    stop = Stop(watch)
+    assert not stop.stop_all()
+    result = {"done": True, "status": "finished", "message": ""}
+    trial = SimpleNamespace(config={"number": 0})
+    watch.on_trial_result(iteration=1, trials=[], trial=trial, result=result)
+    assert watch.broken is full and stop.stop_all()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def _place(folder: Path, history: list[Row]) -> Row:
     made = attempts(folder)
     return {
         "seconds": sum(seconds) if seconds else None,
-        "seconds_per_epoch": sorted(seconds)[len(seconds) // 2] if seconds else None,
+        "seconds_per_epoch": statistics.median(seconds) if seconds else None,
         "attempts": len(made),
         "node": made[-1]["node"] if made else None,
     }

@@ -19,7 +19,7 @@ from fastlif.sweep.spec import Asha, SweepSpec, Trial
 from fastlif.sweep.tables import read_history
 from fastlif.sweep.trainable import Job, TrialActor
 
-__all__ = ["fit"]
+__all__ = ["Halving", "Stop", "Watch", "fit"]
 
 
 def fit(spec: SweepSpec, waiting: list[Trial], folder: Path, name: str, ledger: Ledger) -> None:
@@ -47,7 +47,7 @@ def fit(spec: SweepSpec, waiting: list[Trial], folder: Path, name: str, ledger: 
     scheduler = None
     if spec.asha is not None:
         scheduler = Halving(spec.asha, trials, {trial.number for trial in waiting}, trials_folder)
-    watch = _Watch(ledger)
+    watch = Watch(ledger)
     resources = {"cpu": spec.resources.cpus, "gpu": spec.resources.gpus}
     tune.Tuner(
         tune.with_resources(tune.with_parameters(TrialActor, job=job), resources),
@@ -65,7 +65,7 @@ def fit(spec: SweepSpec, waiting: list[Trial], folder: Path, name: str, ledger: 
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=spec.retries),
             callbacks=[watch],
-            stop=_Stop(watch),
+            stop=Stop(watch),
             verbose=0,
         ),
     ).fit()
@@ -77,7 +77,7 @@ def _keeping(method: Callable[..., None]) -> Callable[..., None]:
     """A callback whose errors end the sweep, as themselves: Tune would make a text of them."""
 
     @wraps(method)
-    def kept(self: _Watch, *arguments: Any, **named: Any) -> None:
+    def kept(self: Watch, *arguments: Any, **named: Any) -> None:
         if self.broken is None:
             try:
                 method(self, *arguments, **named)
@@ -87,7 +87,7 @@ def _keeping(method: Callable[..., None]) -> Callable[..., None]:
     return kept
 
 
-class _Watch(tune.Callback):  # type: ignore[misc]
+class Watch(tune.Callback):  # type: ignore[misc]
     """Tells the ledger what Tune does.
 
     broken: why all trials have to stop, if they have.
@@ -149,10 +149,10 @@ def _loss(error: BaseException | None) -> Outcome:
     return Outcome(status, reason)
 
 
-class _Stop(tune.Stopper):  # type: ignore[misc]
+class Stop(tune.Stopper):  # type: ignore[misc]
     """Stops all trials once something is broken."""
 
-    def __init__(self, watch: _Watch) -> None:
+    def __init__(self, watch: Watch) -> None:
         self._watch = watch
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
