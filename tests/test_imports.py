@@ -16,7 +16,7 @@ PACKAGE = "fastlif"
 
 # Lowest first. A module imports its own unit and those of lower rows, nothing beside or above it.
 ORDER = (
-    ("extension", "files", "memory", "versions"),
+    ("extension", "files", "memory", "rows", "versions"),
     ("spikes", "backends", "optim_triton"),
     ("ops",),
     ("init",),

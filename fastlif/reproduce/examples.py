@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlif.plots import absent
 from fastlif.plots.style import POPULATION_COLORS, VERMILLION
 from fastlif.reproduce.experiment import Arrays
-from fastlif.reproduce.panels import absent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fastlif.plots import curve, drawable, legend, note_missing, percent_axis, target_axis
 from fastlif.plots.style import CYCLE
 from fastlif.reproduce.experiment import Results
 from fastlif.reproduce.paper import published
 from fastlif.reproduce.plan import KAIMING, PLAIN
-from fastlif.reproduce.table import Summary, Table
+from fastlif.reproduce.table import Table
+from fastlif.rows import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,13 +28,11 @@ __all__ = [
     "NETWORK_COLORS",
     "PAPER_COLOR",
     "Series",
-    "absent",
     "accuracy_axis",
     "bars",
     "by_layer",
     "compare",
     "footnotes",
-    "legend",
     "letter",
     "over_targets",
     "paper_entry",
@@ -78,30 +77,6 @@ def letter(ax: Axes, name: str) -> None:
     )
 
 
-def legend(ax: Axes, **settings: Any) -> None:
-    """A legend of what is drawn, none of nothing."""
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(**settings)
-
-
-def absent(ax: Axes, text: str) -> None:
-    """Say in the place of a panel why it is empty."""
-    import textwrap
-
-    ax.set_axis_off()
-    written = ax.text(
-        0.5,
-        0.5,
-        textwrap.fill(text, 24),
-        ha="center",
-        va="center",
-        transform=ax.transAxes,
-        color="0.4",
-        fontsize=7,
-    )
-    written.set_in_layout(False)
-
-
 def footnotes(figure: Figure | SubFigure, results: Results) -> None:
     """What differs from the paper, in small print below the figure."""
     import textwrap
@@ -121,12 +96,9 @@ def footnotes(figure: Figure | SubFigure, results: Results) -> None:
 
 def accuracy_axis(ax: Axes, metric: str, table: Table) -> None:
     """An axis of accuracies in percent from 0, with the line of guessing if all guess alike."""
-    ax.set_ylim(0.0, 103.0)
-    ax.set_yticks(range(0, 101, 25))
-    ax.set_ylabel(ACCURACIES[metric])
     classes = set(table.where(metric="n_classes").values())
-    if len(classes) == 1:
-        ax.axhline(100.0 / classes.pop(), color="0.6", lw=0.8, ls=":", zorder=0)
+    chance = 1.0 / classes.pop() if len(classes) == 1 else None
+    percent_axis(ax, ACCURACIES[metric], chance)
 
 
 def over_targets(
@@ -152,11 +124,20 @@ def over_targets(
         found = of_metric.where(**one.where).over("target")
         points = [(key[0], summary) for key, summary in found.items() if key[0] is not None]
         if points:
-            means = _drawable([s.mean * factor for _, s in points], positive=positive)
-            _band(ax, [x for x, _ in points], means, [s.std * factor for _, s in points], one)
+            curve(
+                ax,
+                [x for x, _ in points],
+                [summary for _, summary in points],
+                label=one.label,
+                color=one.color,
+                line=one.style,
+                marker=one.marker,
+                factor=factor,
+                positive=positive,
+            )
             for x, of_target in points:
                 runs = table.where(**one.where, target=x).distinct("label")
-                _number_of_runs(ax, len(runs), x, of_target, one.color, factor)
+                note_missing(ax, len(runs), x, of_target, one.color, factor)
         if one.kaiming is not None:
             conditions = {**one.where, "condition": one.kaiming, "target": None}
             summary = of_metric.where(**conditions).over("condition").get((one.kaiming,))
@@ -164,13 +145,15 @@ def over_targets(
                 has_kaiming = True
                 _point(ax, right, summary, one.color, factor)
                 n_runs = len(table.where(**conditions).distinct("label"))
-                _number_of_runs(ax, n_runs, right, summary, one.color, factor)
+                note_missing(ax, n_runs, right, summary, one.color, factor)
         network, condition = one.where.get("network", ""), one.where.get("condition", PLAIN)
         known = published(metric, network, condition)
         if known is not None:
             paper_mark(ax, 1.0, known.mean * factor, known.std * factor, one.color)
     ax.set_xscale("log")
-    _target_axis(ax, targets, right if has_kaiming else None)
+    target_axis(ax, targets, (right, "Kaiming") if has_kaiming else None)
+    if has_kaiming:
+        ax.axvline(right / KAIMING_GAP**0.5, color="0.85", lw=0.8, zorder=0)
 
 
 def compare(
@@ -203,31 +186,6 @@ def compare(
     if any(published(metric, network, condition) for condition in conditions):
         paper_entry(ax, "SHD")
     legend(ax, fontsize=6)
-
-
-def _band(
-    ax: Axes, x: Sequence[float], mean: NDArray[np.float64], spread: Sequence[float], one: Series
-) -> None:
-    """A line and, where the seeds differ, a band around it."""
-    std = np.asarray(spread)
-    ax.plot(x, mean, one.style, color=one.color, marker=one.marker, ms=3.5, lw=1.2, label=one.label)
-    if std.any():
-        ax.fill_between(x, mean - std, mean + std, color=one.color, alpha=0.2, lw=0)
-
-
-def _number_of_runs(
-    ax: Axes, n_runs: int, x: float, summary: Summary, color: str, factor: float
-) -> None:
-    """Write at a mean over how many of the runs it is, if not all have the number."""
-    if summary.n < n_runs:
-        ax.annotate(
-            f"{summary.n}/{n_runs}",
-            (x, summary.mean * factor),
-            xytext=(3.0, 3.0),
-            textcoords="offset points",
-            color=color,
-            fontsize=5.5,
-        )
 
 
 def _point(ax: Axes, x: float, summary: Summary, color: str, factor: float) -> None:
@@ -267,26 +225,6 @@ def paper_entry(ax: Axes, name: str) -> None:
     ax.plot([], [], "*", ms=7, color="white", mec="black", mew=0.6, label=f"paper ({name})")
 
 
-def _target_axis(ax: Axes, targets: Sequence[float], kaiming: float | None) -> None:
-    from matplotlib.ticker import NullFormatter, NullLocator
-
-    ax.set_xlabel(r"target $\sigma_U$")
-    shown = [t for t in (0.01, 0.1, 0.2, 1.0, 10.0, 20.0) if t in targets]
-    if len(targets) <= 5:
-        shown = list(targets)
-    elif 0.1 in shown and 0.2 in shown:
-        shown.remove(0.2)
-    if 10.0 in shown and 20.0 in shown:
-        shown.remove(20.0)
-    ticks = [*shown, *([kaiming] if kaiming else [])]
-    if ticks:
-        ax.set_xticks(ticks, [*(f"{t:g}" for t in shown), *(["Kaiming"] if kaiming else [])])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    if kaiming:
-        ax.axvline(kaiming / KAIMING_GAP**0.5, color="0.85", lw=0.8, zorder=0)
-
-
 def target_colors(targets: Sequence[float]) -> dict[float, Any]:
     """A color for every target, from dark (small) to bright (large)."""
     from matplotlib import colormaps
@@ -313,22 +251,16 @@ def by_layer(
         by_name = {str(key[0]): summary for key, summary in found.items()}
         summaries = [by_name[name] for name in layers]
         # A layer without spikes has no weight update behind it: a gap on an axis of logarithms.
-        mean = _drawable([s.mean for s in summaries], positive=positive)
+        mean = drawable([s.mean for s in summaries], positive=positive)
         places = [list(names).index(name) for name in layers]
         line = {"ms": 3, "lw": 1.1, "color": colors[target], "clip_on": positive}
         ax.plot(places, mean, "o-", label=f"{target:g}", **line)
         if any(s.n > 1 for s in summaries):
-            low = _drawable([s.low for s in summaries], positive=positive)
-            high = _drawable([s.high for s in summaries], positive=positive)
+            low = drawable([s.low for s in summaries], positive=positive)
+            high = drawable([s.high for s in summaries], positive=positive)
             ax.fill_between(places, low, high, color=colors[target], alpha=0.15, lw=0)
     ax.set_xticks(range(len(names)), [_short(name) for name in names])
     ax.set_xlabel("hidden layer")
-
-
-def _drawable(values: Sequence[float], *, positive: bool) -> NDArray[np.float64]:
-    """The values, with gaps where one is not above 0 and `positive` asks for that."""
-    found = np.asarray(values, dtype=np.float64)
-    return np.where(found > 0.0, found, np.nan) if positive else found
 
 
 def _in_order(layers: Sequence[str], *, readout: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastlif import plots
+from fastlif.plots import legend
 from fastlif.plots.style import POPULATION_COLORS
 from fastlif.reproduce.examples import draw_example
 from fastlif.reproduce.experiment import Experiment, Results
@@ -13,7 +14,6 @@ from fastlif.reproduce.panels import (
     Series,
     accuracy_axis,
     footnotes,
-    legend,
     letter,
     over_targets,
     paper_entry,

@@ -6,20 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastlif import plots
+from fastlif.plots import absent, legend
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.figures.homeostasis import HOMEOSTASIS
-from fastlif.reproduce.panels import (
-    absent,
-    accuracy_axis,
-    bars,
-    footnotes,
-    legend,
-    letter,
-)
+from fastlif.reproduce.panels import accuracy_axis, bars, footnotes, letter
 from fastlif.reproduce.paper import published
 from fastlif.reproduce.plan import KAIMING, PLAIN, Plan
 from fastlif.reproduce.sources import DATA_SETS
-from fastlif.reproduce.table import Summary
+from fastlif.rows import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

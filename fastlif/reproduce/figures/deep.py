@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastlif import plots
+from fastlif.plots import absent, legend
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.panels import (
     NETWORK_COLORS,
     PAPER_COLOR,
     Series,
-    absent,
     accuracy_axis,
     by_layer,
     footnotes,
-    legend,
     letter,
     over_targets,
     paper_entry,

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlif import plots
+from fastlif.plots import absent, legend
 from fastlif.reproduce.experiment import Experiment, Results
-from fastlif.reproduce.panels import (
-    NETWORK_COLORS,
-    absent,
-    compare,
-    footnotes,
-    legend,
-    letter,
-)
+from fastlif.reproduce.panels import NETWORK_COLORS, compare, footnotes, letter
 from fastlif.reproduce.plan import PLAIN, PRIMING_EPOCHS, Plan
 
 if TYPE_CHECKING:

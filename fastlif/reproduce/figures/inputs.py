@@ -15,9 +15,10 @@ from fastlif.data import mean_firing_rate
 from fastlif.data.randman import manifold_points
 from fastlif.init import centred_distribution, psp_integrals
 from fastlif.layers import LIReadout
+from fastlif.plots import absent, legend
 from fastlif.reproduce.experiment import Arrays, Experiment, Measured, Results
 from fastlif.reproduce.figures.theory import DT, TAU_MEM, TAU_SYN, gaussian
-from fastlif.reproduce.panels import absent, footnotes, legend, letter
+from fastlif.reproduce.panels import footnotes, letter
 from fastlif.reproduce.plan import Plan
 from fastlif.reproduce.runs import Tasks
 from fastlif.reproduce.sources import DATA_SETS, Sources

@@ -8,19 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlif import plots
-from fastlif.init import psp_integrals
+from fastlif.plots import InputTheory, absent, heat_map, legend, xi_lines
 from fastlif.reproduce.examples import draw_example
 from fastlif.reproduce.experiment import Experiment, Results
-from fastlif.reproduce.panels import (
-    ACCURACIES,
-    Series,
-    absent,
-    compare,
-    footnotes,
-    legend,
-    letter,
-    over_targets,
-)
+from fastlif.reproduce.panels import ACCURACIES, Series, compare, footnotes, letter, over_targets
 from fastlif.reproduce.plan import PLAIN, Plan
 
 if TYPE_CHECKING:
@@ -31,7 +22,6 @@ __all__ = ["DENSE", "FIGURE_3", "RANDMAN"]
 
 RANDMAN, DENSE = "Randman dense", "dense"
 GRID = "grid"  # the condition of runs with given mu_W and sigma_W
-XI_LINES = (1.0, 2.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -144,46 +134,13 @@ def _draw_search(figure: SubFigure, ax: Axes, results: Results, search: _Search)
     ax.set_title(results.data_name(search.data), fontsize=7)
     if not found:
         return absent(ax, f"no {results.data_name(search.data)} runs")
-    means = sorted({mean for mean, _ in found})
-    widths = sorted({width for _, width in found})
-    values = np.full((len(widths), len(means)), np.nan)
-    for (mean, width), summary in found.items():
-        values[widths.index(width), means.index(mean)] = 100.0 * summary.mean
-    mesh = ax.pcolormesh(
-        _edges(np.array(means)),
-        np.exp(_edges(np.log(widths))),
-        values,
-        vmin=0.0,
-        vmax=100.0,
-        cmap="viridis",
-        rasterized=True,
-    )
+    values = {place: 100.0 * summary.mean for place, summary in found.items()}
+    mesh = heat_map(ax, values)
     figure.colorbar(mesh, ax=ax, label=ACCURACIES["final_validation_accuracy"])
     rates = runs.where(metric="input_rate").values()
     if rates:
-        _draw_xi(ax, search.n_inputs, rates[0])
-    ax.set(yscale="log", xlabel=r"$\mu_W$", ylabel=r"$\sigma_W$")
-
-
-def _draw_xi(ax: Axes, n_inputs: int, rate: float) -> None:
-    """Where (mu_W, sigma_W) put the threshold xi standard deviations above the mean (eq 7)."""
-    psp = psp_integrals(20e-3, 10e-3, 2e-3)
-    limits = ax.get_xlim(), ax.get_ylim()
-    mean = np.linspace(*limits[0], 2000)
-    distance = 1.0 - n_inputs * mean * rate * psp.eps_bar
-    for xi, style in zip(XI_LINES, ("-", "--", ":"), strict=True):
-        variance = (distance / xi) ** 2 / (n_inputs * rate * psp.eps_hat) - mean**2
-        inside = (variance > 0.0) & (distance > 0.0)
-        width = np.sqrt(np.where(inside, variance, np.nan))
-        ax.plot(mean, width, style, color="white", lw=1.0, label=f"$\\xi$ = {xi:g}")
-    ax.set(xlim=limits[0], ylim=limits[1])
-    ax.legend(fontsize=5.5, loc="upper right", labelcolor="white", facecolor="0.3", framealpha=0.6)
-
-
-def _edges(centres: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Borders of cells around the values of an axis."""
-    middle = 0.5 * (centres[1:] + centres[:-1])
-    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
+        xi_lines(ax, InputTheory(search.n_inputs, rates[0]))
+    ax.set(xlabel=r"$\mu_W$", ylabel=r"$\sigma_W$")
 
 
 def _draw_magnitudes(axes: list[Axes], results: Results) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastlif import plots
+from fastlif.plots import absent, legend
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.figures.deep import FEEDFORWARD
 from fastlif.reproduce.figures.homeostasis import HOMEOSTASIS, ONGOING
@@ -12,11 +13,9 @@ from fastlif.reproduce.figures.shallow import DENSE, RANDMAN
 from fastlif.reproduce.panels import (
     NETWORK_COLORS,
     Series,
-    absent,
     by_layer,
     compare,
     footnotes,
-    legend,
     letter,
     over_targets,
 )

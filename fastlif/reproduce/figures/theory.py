@@ -14,14 +14,9 @@ from fastlif import plots
 from fastlif.init import centred_distribution, psp_integrals
 from fastlif.layers import LIFLinear
 from fastlif.ops.reference import stack_trace
+from fastlif.plots import absent, legend
 from fastlif.reproduce.experiment import Experiment, Measured, Results
-from fastlif.reproduce.panels import (
-    absent,
-    footnotes,
-    legend,
-    letter,
-    target_colors,
-)
+from fastlif.reproduce.panels import footnotes, letter, target_colors
 from fastlif.reproduce.plan import Plan
 from fastlif.reproduce.sources import Sources
 
