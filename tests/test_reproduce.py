@@ -9,9 +9,12 @@ import pytest
 from fastlif.cli.reproducing import NAMES
 from fastlif.reproduce import EXPERIMENTS, Options, Sources, Table
 from fastlif.reproduce.estimate import Estimator
-from fastlif.reproduce.plan import KAIMING, PLAIN, TARGETS, Plan
+from fastlif.reproduce.plan import KAIMING, PLAIN, Plan
 from fastlif.reproduce.table import COLUMNS, METRIC_COLUMNS
+from fastlif.sweep.paper import paper_sweep
 from fastlif.train import default_config
+
+TARGETS = paper_sweep("4a").axes["sigma_u"]
 
 
 def test_full_size_is_the_papers():

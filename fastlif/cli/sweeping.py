@@ -37,7 +37,14 @@ app = typer.Typer(
 @app.command(RUN)
 def run(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="What to run, as YAML: see docs/sweeps.md.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="What to run, as YAML: see docs/sweeps.md. paper:3f stands for the sweep of the "
+            "paper's figure 3f, which comes with fastlif; so do paper:3c, 3e, 4a, 4a-kaiming, 5b, "
+            "5c, 7c and 7d.",
+        ),
+    ],
     data: Annotated[
         Path | None,
         typer.Option(
@@ -74,13 +81,14 @@ def run(
     """
     # Imported here: it takes a second or two, which no other command should pay.
     from fastlif.sweep import read_spec
+    from fastlif.sweep.paper import sweep_path
 
     console = Console()
     with reported():
         source = context.get_parameter_source("data")
         from_environment = source is not None and source.name == "ENVIRONMENT"
         spec = read_spec(
-            file,
+            sweep_path(file),
             data=None if from_environment else data,
             default_data=data if from_environment else None,
         )

@@ -10,17 +10,15 @@ from fastlif.models import preset
 from fastlif.reproduce.options import PAPER_SEEDS, Options
 from fastlif.reproduce.runs import Run
 from fastlif.reproduce.sources import DATA_SETS, Sources
+from fastlif.sweep.paper import paper_sweep
 from fastlif.train import TrainConfig, configured, sample_duration
 
-__all__ = ["KAIMING", "PLAIN", "PRIMING_EPOCHS", "TARGETS", "Plan"]
+__all__ = ["KAIMING", "PLAIN", "Plan"]
 
 PLAIN = "fluctuation-driven"
 KAIMING = "Kaiming"
 
-# Targets of sigma_U of every curve over them, the most telling first; the paper prints no list,
-# but its text names most of these.
-TARGETS = (1.0, 0.2, 20.0, 0.05, 3.0, 0.5, 10.0, 2.0, 0.01, 0.1, 5.0, 0.02)
-PRIMING_EPOCHS = 10
+CURVES = "4a"  # the paper's sweep whose targets other curves have, too
 
 # Epochs of these take several times those of the others: below full size they get fewer.
 SHORTENED = {"shd-conv7": 0.5, "shd-conv10": 0.5}
@@ -98,15 +96,17 @@ class Plan:
         self._note_size(len(chosen), n_seeds, "seed")
         return chosen
 
-    def targets(self, by_importance: Sequence[float] = TARGETS) -> tuple[float, ...]:
-        """Targets of sigma_U for a curve at this scale."""
+    def targets(self, by_importance: Sequence[float] | None = None) -> tuple[float, ...]:
+        """Targets of sigma_U for a curve at this scale; None takes those of figure 4a."""
+        if by_importance is None:
+            by_importance = paper_sweep(CURVES).axes["sigma_u"]
         chosen = self.options.targets_of(by_importance)
         self._note_size(len(chosen), len(by_importance), "target")
         return chosen
 
-    def grid(self, values: Sequence[float], keep: float, symbol: str) -> tuple[float, ...]:
-        """Values of one axis of a grid at this scale."""
-        chosen = self.options.grid_of(values, keep)
+    def grid(self, values: Sequence[float], symbol: str) -> tuple[float, ...]:
+        """Values of one axis of a grid at this scale, the middle one among them."""
+        chosen = self.options.grid_of(values, values[len(values) // 2])
         self._note_size(len(chosen), len(values), f"value of {symbol}", f"values of {symbol}")
         return chosen
 

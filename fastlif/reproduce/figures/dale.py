@@ -20,6 +20,7 @@ from fastlif.reproduce.panels import (
 )
 from fastlif.reproduce.paper import published
 from fastlif.reproduce.plan import PLAIN, Plan
+from fastlif.sweep.paper import paper_sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,21 +28,21 @@ if TYPE_CHECKING:
 
 __all__ = ["FIGURE_7"]
 
-# Panel, Dalian network, its counterpart, and their presets.
-PAIRS = (
-    ("c", "Dalian dense", "shd-dalian", "dense-160", "shd-dense160"),
-    ("d", "Dalian conv-3", "shd-dalian-conv3", "conv-3", "shd-conv3"),
-)
+# Panel, which names the paper's sweep, the Dalian network and its counterpart.
+PAIRS = (("c", "Dalian dense", "dense-160"), ("d", "Dalian conv-3", "conv-3"))
 EXCITATORY, INHIBITORY = POPULATION_COLORS["excitatory"], POPULATION_COLORS["inhibitory"]
 
 
 def plan_7(plan: Plan) -> None:
     """Curves of both Dalian networks and of their counterparts, and an example."""
-    targets = plan.targets()
+    sweeps = [paper_sweep(f"7{panel}") for panel, *_ in PAIRS]
+    curves = [plan.targets(sweep.axes["sigma_u"]) for sweep in sweeps]
     plan.add("b", "Dalian dense", "shd-dalian", records=("example",))
-    for panel, dalian, dalian_preset, other, other_preset in PAIRS:
-        plan.add(panel, dalian, dalian_preset, targets=targets)
-        plan.add(panel, other, other_preset, targets=targets)
+    for (panel, *networks), sweep, targets in zip(PAIRS, sweeps, curves, strict=True):
+        for network, preset in zip(networks, sweep.presets, strict=True):
+            plan.add(
+                panel, network, preset, targets=targets, n_seeds=sweep.n_seeds, **sweep.settings
+            )
 
 
 def draw_7(results: Results) -> Figure:
@@ -54,7 +55,7 @@ def draw_7(results: Results) -> Figure:
     example = results.example(network="Dalian dense", condition=PLAIN, target=1.0)
     title = f"Dalian dense after training, {results.data_name('events')}"
     letter(draw_example(figure, grid[0, 2:], example, "trained", title), "b")
-    for row, (panel, dalian, _, other, _) in enumerate(PAIRS):
+    for row, (panel, dalian, other) in enumerate(PAIRS):
         for column, metric in enumerate(("final_validation_accuracy", "test_accuracy")):
             ax = figure.add_subplot(grid[1, 2 * row + column])
             _draw_pair(ax, results, metric, dalian, other)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastlif import plots
 from fastlif.plots import absent, legend
 from fastlif.reproduce.experiment import Experiment, Results
-from fastlif.reproduce.figures.homeostasis import HOMEOSTASIS
+from fastlif.reproduce.figures.homeostasis import homeostasis
 from fastlif.reproduce.panels import accuracy_axis, bars, footnotes, letter
 from fastlif.reproduce.paper import published
 from fastlif.reproduce.plan import KAIMING, PLAIN, Plan
@@ -54,7 +54,7 @@ def _add(plan: Plan, column: _Column, panels: str) -> None:
     kaiming: dict[str, Any] = {"targets": None, "initialization": "kaiming", **size}
     plan.add(panels, column.network, column.preset, KAIMING, **kaiming)
     if column.homeostasis:
-        changes = kaiming | HOMEOSTASIS
+        changes = kaiming | homeostasis()
         plan.add(panels, column.network, column.preset, KAIMING_HOMEOSTASIS, **changes)
 
 

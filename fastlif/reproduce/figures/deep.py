@@ -22,6 +22,7 @@ from fastlif.reproduce.panels import (
 from fastlif.reproduce.paper import published
 from fastlif.reproduce.plan import KAIMING, PLAIN, Plan
 from fastlif.reproduce.table import Table
+from fastlif.sweep.paper import paper_sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,10 +41,17 @@ BEYOND_SMALL = 0.1  # from this scale on with ten layers and with feed-forward n
 
 def plan_4(plan: Plan) -> None:
     """Curves of three depths with Kaiming, test accuracy by depth, magnitudes by layer."""
-    targets = plan.targets()
-    for network, preset in DEPTHS.items():
-        plan.add("abc", network, preset, targets=targets)
-        plan.add("a", network, preset, KAIMING, targets=None, initialization="kaiming")
+    curves, kaiming = paper_sweep("4a"), paper_sweep("4a-kaiming")
+    targets = plan.targets(curves.axes["sigma_u"])
+    networks = {preset: network for network, preset in DEPTHS.items()}
+    for preset in curves.presets:
+        network, n_seeds = networks[preset], curves.n_seeds
+        plan.add("abc", network, preset, targets=targets, n_seeds=n_seeds, **curves.settings)
+        if preset in kaiming.presets:
+            n_seeds = kaiming.n_seeds
+            plan.add(
+                "a", network, preset, KAIMING, targets=None, n_seeds=n_seeds, **kaiming.settings
+            )
     plan.look("def", "conv-7", "shd-conv7", BY_DEPTH)
     plan.add("b", *DEEPEST, from_scale=BEYOND_SMALL)
     for network, preset in (*DEPTHS.items(), DEEPEST):

@@ -10,38 +10,47 @@ from fastlif import plots
 from fastlif.plots import absent, legend
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.panels import NETWORK_COLORS, compare, footnotes, letter
-from fastlif.reproduce.plan import PLAIN, PRIMING_EPOCHS, Plan
+from fastlif.reproduce.plan import PLAIN, Plan
+from fastlif.sweep.paper import PaperSweep, paper_sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURE_5", "HOMEOSTASIS", "ONGOING"]
+__all__ = ["FIGURE_5", "ONGOING", "homeostasis"]
 
 NETWORK, PRESET = "conv-3", "shd-conv3"
 ONGOING, PRIMING = "homeostasis", "priming"
-# Every neuron is to spike once (eq 24); the paper does not print the strength. At 1 it hides the
-# supervised loss from seven layers for many epochs, at 0.1 they learn from the second one on.
-HOMEOSTASIS: dict[str, Any] = {"lower_strength": 0.1, "v_lower": 1.0}
 COLORS = dict(zip((PLAIN, ONGOING, PRIMING), NETWORK_COLORS, strict=False))
 SMALL = 0.2  # the target whose firing rates are shown
 
 
+def homeostasis() -> dict[str, Any]:
+    """Settings of homeostasis wherever the paper has it: those of figure 5b."""
+    sweep = paper_sweep("5b")
+    return {"lower_strength": max(sweep.axes["lower_strength"]), **sweep.settings}
+
+
 def plan_5(plan: Plan) -> None:
     """The three-layer network with neither, with ongoing homeostasis and with priming."""
-    targets = plan.targets()
-    records = ("curves",)
-    plan.add("abcd", NETWORK, PRESET, targets=targets, records=records)
-    plan.add("abd", NETWORK, PRESET, ONGOING, targets=targets, records=records, **HOMEOSTASIS)
-    plan.add(
-        "acd",
-        NETWORK,
-        PRESET,
-        PRIMING,
-        targets=targets,
-        records=records,
-        priming_epochs=PRIMING_EPOCHS,
+    ongoing, priming = paper_sweep("5b"), paper_sweep("5c")
+    primed = {"priming_epochs": max(priming.axes["priming_epochs"]), **priming.settings}
+    conditions: tuple[tuple[str, str, PaperSweep, dict[str, Any]], ...] = (
+        ("abcd", PLAIN, ongoing, {}),
+        ("abd", ONGOING, ongoing, homeostasis()),
+        ("acd", PRIMING, priming, primed),
     )
+    for panels, condition, sweep, changes in conditions:
+        plan.add(
+            panels,
+            NETWORK,
+            PRESET,
+            condition,
+            targets=plan.targets(sweep.axes["sigma_u"]),
+            records=("curves",),
+            n_seeds=sweep.n_seeds,
+            **changes,
+        )
 
 
 def draw_5(results: Results) -> Figure:

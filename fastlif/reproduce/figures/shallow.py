@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlif import plots
+from fastlif.models import preset
 from fastlif.plots import InputTheory, absent, heat_map, legend, xi_lines
 from fastlif.reproduce.examples import draw_example
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.panels import ACCURACIES, Series, compare, footnotes, letter, over_targets
 from fastlif.reproduce.plan import PLAIN, Plan
+from fastlif.sweep.paper import paper_sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,49 +28,39 @@ GRID = "grid"  # the condition of runs with given mu_W and sigma_W
 
 @dataclass(frozen=True)
 class _Search:
-    """The search over mu_W and sigma_W on one data set."""
+    """The search over mu_W and sigma_W on one data set; its panel names the paper's sweep."""
 
     panel: str
     network: str
     preset: str
-    data: str
-    n_inputs: int
-    means: tuple[float, ...]
-    widths: tuple[float, ...]
+
+    @property
+    def data(self) -> str:
+        """Kind of data that the network is for."""
+        return preset(self.preset).data
 
 
-# The paper prints neither grid; these span the ranges of its text. Theory asks for weights ten
-# times smaller on SHD.
-SEARCHES = (
-    _Search(
-        "c",
-        RANDMAN,
-        "randman",
-        "randman",
-        20,
-        (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0),
-        (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
-    ),
-    _Search(
-        "e",
-        DENSE,
-        "shd-dense",
-        "events",
-        700,
-        (-0.4, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2),
-        (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
-    ),
-)
+SEARCHES = (_Search("c", RANDMAN, "randman"), _Search("e", DENSE, "shd-dense"))
 
 
 def plan_3(plan: Plan) -> None:
     """One run with examples on each data set, both searches, and the curves on SHD."""
     plan.add("ab", RANDMAN, "randman", records=("example",))
     plan.add("d", DENSE, "shd-dense", records=("example",))
-    plan.add("fghi", DENSE, "shd-dense", targets=plan.targets(), records=("initial",))
+    curve = paper_sweep("3f")
+    plan.add(
+        "fghi",
+        DENSE,
+        "shd-dense",
+        targets=plan.targets(curve.axes["sigma_u"]),
+        records=("initial",),
+        n_seeds=curve.n_seeds,
+        **curve.settings,
+    )
     for search in SEARCHES:
-        means = plan.grid(search.means, 0.0, "mu_W")
-        widths = plan.grid(search.widths, search.widths[4], "sigma_W")
+        sweep = paper_sweep(f"3{search.panel}")
+        means = plan.grid(sweep.axes["mu_w"], "mu_W")
+        widths = plan.grid(sweep.axes["sigma_w"], "sigma_W")
         for mean in means:
             for width in widths:
                 plan.add(
@@ -77,10 +69,10 @@ def plan_3(plan: Plan) -> None:
                     search.preset,
                     GRID,
                     targets=None,
-                    n_seeds=1,
-                    initialization="normal",
+                    n_seeds=sweep.n_seeds,
                     mu_w=mean,
                     sigma_w=width,
+                    **sweep.settings,
                 )
 
 
@@ -139,7 +131,7 @@ def _draw_search(figure: SubFigure, ax: Axes, results: Results, search: _Search)
     figure.colorbar(mesh, ax=ax, label=ACCURACIES["final_validation_accuracy"])
     rates = runs.where(metric="input_rate").values()
     if rates:
-        xi_lines(ax, InputTheory(search.n_inputs, rates[0]))
+        xi_lines(ax, InputTheory(preset(search.preset).n_inputs, rates[0]))
     ax.set(xlabel=r"$\mu_W$", ylabel=r"$\sigma_W$")
 
 

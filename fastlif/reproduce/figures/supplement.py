@@ -8,7 +8,7 @@ from fastlif import plots
 from fastlif.plots import absent, legend
 from fastlif.reproduce.experiment import Experiment, Results
 from fastlif.reproduce.figures.deep import FEEDFORWARD
-from fastlif.reproduce.figures.homeostasis import HOMEOSTASIS, ONGOING
+from fastlif.reproduce.figures.homeostasis import ONGOING, homeostasis
 from fastlif.reproduce.figures.shallow import DENSE, RANDMAN
 from fastlif.reproduce.panels import (
     NETWORK_COLORS,
@@ -196,8 +196,8 @@ def plan_s10(plan: Plan) -> None:
     conditions: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("bcd", PLAIN, {}),
         ("bd", SKIP, {"skip": True}),
-        ("cd", ONGOING, HOMEOSTASIS),
-        ("cd", SKIP_HOMEOSTASIS, {"skip": True, **HOMEOSTASIS}),
+        ("cd", ONGOING, homeostasis()),
+        ("cd", SKIP_HOMEOSTASIS, {"skip": True, **homeostasis()}),
     )
     for panels, condition, changes in conditions:
         plan.add(panels, "conv-3", "shd-conv3", condition, targets=targets, **changes)
