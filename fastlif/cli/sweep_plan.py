@@ -36,7 +36,7 @@ def print_plan(console: Console, spec: SweepSpec, trials_folder: Path) -> None:
             *(_value(trial.options[name]) for name in spec.varied),
             str(trial.config.seed),
             str(trial.config.all_epochs),
-            f"{hours.trials[trial.number]:.2g}",
+            _hours(hours.trials[trial.number]),
         )
     console.print(table, markup=False)
     console.print(_summary(spec, hours), markup=False, highlight=False, soft_wrap=True)
@@ -46,7 +46,14 @@ def _summary(spec: SweepSpec, hours: Estimate) -> str:
     from fastlif.sweep.estimate import at_once
 
     n_trials = len(spec.trials)
-    text = f"{n_trials} trial{'s' if n_trials > 1 else ''}, about {_time(hours.total)} in all; "
+    trials = f"{n_trials} trial{'s' if n_trials > 1 else ''}"
+    if None in hours.trials:
+        text = f"{trials}, on a GPU: not yet measured how long they take there, until one of the "
+        text += "same network is done"
+        if hours.known:
+            text += f"; {len(hours.known)} of networks that were timed take {_time(hours.total)}"
+        return f"{text}."
+    text = f"{trials}, about {_time(hours.total)} in all; "
     together = at_once(spec.resources)
     if together == 0:
         text += "this machine does not have what one of them takes"
@@ -65,6 +72,10 @@ def _value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _hours(hours: float | None) -> str:
+    return "not yet measured" if hours is None else f"{hours:.2g}"
 
 
 def _time(hours: float) -> str:
