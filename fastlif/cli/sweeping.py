@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from fastlif.cli.errors import reported
+from fastlif.cli.sweep_report import report
 
 if TYPE_CHECKING:
     from fastlif.sweep import SweepSpec
@@ -119,3 +120,6 @@ def _run(
     if lost := summary.statuses.get("lost"):
         console.print(f"{lost} were lost: the same command with --resume runs them again")
         raise typer.Exit(1)
+
+
+app.command()(report)

@@ -24,7 +24,7 @@ from fastlif.plots.depth import (
     silent_by_depth,
 )
 from fastlif.plots.distributions import membrane_figure, membrane_histogram
-from fastlif.plots.grids import InputTheory, heat_map, xi_lines
+from fastlif.plots.grids import InputTheory, heat_map, scatter_map, xi_lines
 from fastlif.plots.samples import (
     membrane_traces,
     raster,
@@ -32,7 +32,7 @@ from fastlif.plots.samples import (
     readout_traces,
     trace_figure,
 )
-from fastlif.plots.style import COLUMN, PAGE, figure, panel_label, save, style
+from fastlif.plots.style import COLUMN, PAGE, figure, panel_label, save, save_as, style
 
 __all__ = [
     "COLUMN",
@@ -57,6 +57,8 @@ __all__ = [
     "rates_by_depth",
     "readout_traces",
     "save",
+    "save_as",
+    "scatter_map",
     "silent_by_depth",
     "style",
     "target_axis",

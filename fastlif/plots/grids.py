@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
+from matplotlib.collections import PathCollection, QuadMesh
 from numpy.typing import NDArray
 
 from fastlif.init import psp_integrals
 
 XI_LINES = (1.0, 2.0, 3.0)
+EMPTY = "0.75"  # of a cell without a value; white lines are seen on it
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def heat_map(
     log: tuple[bool, bool] = (False, True),
     limits: tuple[float, float] | None = (0.0, 100.0),
 ) -> QuadMesh:
-    """Cells around every (x, y) in the color of its value; combinations without one stay empty.
+    """Cells around every (x, y) in the color of its value; NaN and what is not there stay empty.
 
     log: whether x and y are spaced by their logarithms.
     limits: of the colors; None goes by the values.
@@ -52,6 +53,7 @@ def heat_map(
     for (column, row), value in values.items():
         cells[y.index(row), x.index(column)] = value
     low, high = (None, None) if limits is None else limits
+    axes.set_facecolor(EMPTY)
     mesh = axes.pcolormesh(
         _edges(x, log[0]),
         _edges(y, log[1]),
@@ -65,10 +67,31 @@ def heat_map(
     return mesh
 
 
-def xi_lines(axes: Axes, theory: InputTheory) -> None:
+def scatter_map(
+    axes: Axes,
+    values: Mapping[tuple[float, float], float],
+    *,
+    log: tuple[bool, bool] = (False, True),
+    limits: tuple[float, float] | None = (0.0, 100.0),
+) -> PathCollection:
+    """A point at every (x, y) in the color of its value, for combinations that form no grid.
+
+    log, limits: as of `heat_map`.
+    """
+    low, high = (None, None) if limits is None else limits
+    x, y = np.array(list(values)).T
+    points = axes.scatter(
+        x, y, c=list(values.values()), s=14, vmin=low, vmax=high, cmap="viridis", edgecolors="none"
+    )
+    axes.set(xscale="log" if log[0] else "linear", yscale="log" if log[1] else "linear")
+    return points
+
+
+def xi_lines(axes: Axes, theory: InputTheory, color: str = "white") -> None:
     """Where (mu_W, sigma_W) put the threshold xi standard deviations above the mean (eq 7).
 
-    On an axis of mu_W (x) and one of sigma_W (y), whose limits stay.
+    On an axis of mu_W (x) and one of sigma_W (y), whose limits stay. White is for cells, another
+    color for points on white.
     """
     psp = psp_integrals(theory.tau_mem, theory.tau_syn, theory.dt)
     inputs_rate = theory.n_inputs * theory.rate
@@ -79,10 +102,16 @@ def xi_lines(axes: Axes, theory: InputTheory) -> None:
         variance = (distance / xi) ** 2 / (inputs_rate * psp.eps_hat) - mean**2
         inside = (variance > 0.0) & (distance > 0.0)
         width = np.sqrt(np.where(inside, variance, np.nan))
-        axes.plot(mean, width, style, color="white", lw=1.0, label=f"$\\xi$ = {xi:g}")
+        axes.plot(mean, width, style, color=color, lw=1.0, label=f"$\\xi$ = {xi:g}")
     axes.set(xlim=limits[0], ylim=limits[1])
     axes.legend(
-        fontsize=5.5, loc="upper right", labelcolor="white", facecolor="0.3", framealpha=0.6
+        fontsize=5.5,
+        loc="upper right",
+        frameon=True,
+        labelcolor=color,
+        facecolor="0.3" if color == "white" else "white",
+        framealpha=0.6,
+        edgecolor="none",
     )
 
 

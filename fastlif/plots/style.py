@@ -64,6 +64,13 @@ _SETTINGS: Any = {
     "savefig.dpi": PNG_DPI,
 }
 
+# Without the date, the same figure gives the same file.
+_DATES: dict[str, dict[str, Any] | None] = {
+    ".pdf": {"CreationDate": None},
+    ".png": None,
+    ".svg": {"Date": None},
+}
+
 
 @contextmanager
 def style() -> Iterator[None]:
@@ -83,15 +90,20 @@ def figure(height: float, width: float = COLUMN) -> Figure:
 
 def save(made: Figure, path: Path | str) -> list[Path]:
     """Write a figure as PDF and PNG; `path` is without an ending. Returns both files."""
-    written = []
+    return [save_as(made, Path(f"{path}.{ending}")) for ending in ("pdf", "png")]
+
+
+def save_as(made: Figure, path: Path) -> Path:
+    """Write a figure in the format of the path's ending: .pdf, .png or .svg. Returns the path.
+
+    Raises:
+        ValueError: another ending.
+    """
+    if path.suffix not in _DATES:
+        raise ValueError(f"{path} must end in one of {', '.join(_DATES)}, got {path.suffix!r}")
     with style():
-        for ending in ("pdf", "png"):
-            target = Path(f"{path}.{ending}")
-            # Without the date, the same figure gives the same file.
-            metadata = {"CreationDate": None} if ending == "pdf" else None
-            made.savefig(target, dpi=PNG_DPI, metadata=metadata)
-            written.append(target)
-    return written
+        made.savefig(path, dpi=PNG_DPI, metadata=_DATES[path.suffix])
+    return path
 
 
 def panel_label(axes: Axes, letter: str) -> None:

@@ -100,10 +100,18 @@ class SchedulerSection(Section):
     asha: AshaSection
 
 
+Metric = Literal[
+    "final_validation_accuracy", "test_accuracy", "validation_accuracy", "train_accuracy"
+]
+
+
 class ReportSection(Section):
     """What `fastlif sweep report` draws."""
 
-    metric: Literal["test_accuracy", "validation_accuracy"] = "test_accuracy"
+    metrics: Annotated[list[Metric], Field(min_length=1)] = [
+        "final_validation_accuracy",
+        "test_accuracy",
+    ]
 
 
 class SweepFile(Section):
