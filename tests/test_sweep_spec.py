@@ -61,6 +61,12 @@ def test_axes_combine_in_their_order_with_the_seeds_inside(tmp_path):
         assert config.regularization == default_config("randman").regularization
 
 
+def test_the_example_of_the_documentation(tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "sweeps.md").read_text()
+    example = text.split("```yaml\n")[1].split("```")[0]
+    assert len(read(tmp_path, example).trials) == 81
+
+
 def test_what_a_file_leaves_out(tmp_path):
     spec = read(tmp_path, "preset: randman\n")
     (trial,) = spec.trials

@@ -50,11 +50,6 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 def checked_file(tree: dict[str, Any], problems: Problems) -> SweepFile:
     """The file's sections; those that do not fit are noted, and at their defaults."""
-    if not isinstance(tree, dict):
-        problems.add(
-            (), f"must be a mapping with keys such as preset and search, got {shown(tree)}"
-        )
-        return SweepFile()
     rest = dict(tree)
     while True:
         try:
