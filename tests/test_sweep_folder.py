@@ -100,7 +100,7 @@ def test_tables_are_made_from_the_folders(tmp_path: Path) -> None:
         (0, "finished", ""), (1, "failed", "why, so")
     ]  # fmt: skip
     assert [row["sigma_u"] for row in rows] == [1.0, 2.0]
-    assert rows[0]["test_accuracy"] == result.test.accuracy and rows[0]["n_train"] == 54
+    assert rows[0]["test_accuracy"] == result.test.accuracy and rows[0]["n_train"] == 53
     assert rows[1]["test_accuracy"] is None and rows[1]["epochs_done"] == 0
     assert [row["epoch"] for row in epochs] == [1, 2, 3]
     assert all(row["number"] == 0 and row["sigma_u"] == 1.0 for row in epochs)

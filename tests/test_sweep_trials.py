@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,9 +125,13 @@ def test_a_full_disk_is_an_error_that_loses_nothing(folder: Path, process: Train
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_limits_end_a_trial_and_larger_ones_open_it_again(folder: Path) -> None:
-    """Without memory twice: the process had run another trial, which may have left something."""
-    process = TrainingProcess()
+def test_limits_end_a_trial_and_larger_ones_open_it_again(
+    folder: Path, process: TrainingProcess
+) -> None:
+    """Without memory twice: the process had run another trial, which may have left something.
+
+    The last test of this process, which it ends.
+    """
     actor = actor_of(folder, tiny_trial(0), process, memory=600 << 20)
     assert end_of(actor)["status"] == "finished"
     large = tiny_trial(1, dt=1e-5)
@@ -153,27 +156,22 @@ def test_limits_end_a_trial_and_larger_ones_open_it_again(folder: Path) -> None:
         assert outcome(held) is None
 
 
-def test_a_process_that_dies_is_a_trial_to_try_again(folder: Path) -> None:
+def test_a_training_process_ends_with_its_actor_and_its_trial_is_tried_again(
+    folder: Path,
+) -> None:
     trial = tiny_trial(0, epochs=10_000)
     actor = actor_of(folder, trial, None)
     assert actor.step()["epoch"] == 1
-    (attempt,) = attempts(folder / trial.name)
-    os.kill(attempt["process"], signal.SIGKILL)
-    with pytest.raises(TrialLost, match=r"ended by signal 9 \(SIGKILL\)"):
-        end_of(actor)
-    assert outcome(folder / trial.name) is None
-
-
-def test_a_training_process_ends_with_the_one_that_started_it(folder: Path) -> None:
-    trial = tiny_trial(0, epochs=10_000)
-    process = TrainingProcess()
-    process.order(order_of(trial, folder))
-    assert process.answer(timeout=60.0)
-    assert process._process.stdin is not None
-    process._process.stdin.close()  # as the system does for a process that is killed
-    assert process._process.wait(timeout=5.0) == 1
+    assert actor._process is not None
+    process = actor._process._process
+    assert process.stdin is not None
+    process.stdin.close()  # as the system does for an actor that is killed
+    assert process.wait(timeout=10.0) == 1
     with held_by_this_process(folder / trial.name):
         pass
+    with pytest.raises(TrialLost, match="the training process ended by exit code 1"):
+        end_of(actor)
+    assert outcome(folder / trial.name) is None and len(attempts(folder / trial.name)) == 1
 
 
 def order_of(trial: Trial, folder: Path) -> Order:

@@ -47,7 +47,7 @@ class TrialLost(RuntimeError):
     """The trial did not end by itself; another attempt may."""
 
 
-class TrialActor(tune.Trainable):  # type: ignore[misc]
+class TrialActor(tune.Trainable):
     """A step is an epoch, or the end of the trial.
 
     The last result has `done`, and either `status` and `message` of the trial or, under `mend`,

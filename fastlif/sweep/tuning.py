@@ -87,7 +87,7 @@ def _keeping(method: Callable[..., None]) -> Callable[..., None]:
     return kept
 
 
-class Watch(tune.Callback):  # type: ignore[misc]
+class Watch(tune.Callback):
     """Tells the ledger what Tune does.
 
     broken: why all trials have to stop, if they have.
@@ -149,7 +149,7 @@ def _loss(error: BaseException | None) -> Outcome:
     return Outcome(status, reason)
 
 
-class Stop(tune.Stopper):  # type: ignore[misc]
+class Stop(tune.Stopper):
     """Stops all trials once something is broken."""
 
     def __init__(self, watch: Watch) -> None:
@@ -164,7 +164,7 @@ class Stop(tune.Stopper):  # type: ignore[misc]
         return self._watch.broken is not None
 
 
-class Halving(AsyncHyperBandScheduler):  # type: ignore[misc]
+class Halving(AsyncHyperBandScheduler):
     """Asynchronous successive halving that knows what trials reported before a resume.
 
     A trial is compared with all that reached its rung, whenever that was. One that has done all
