@@ -6,20 +6,23 @@ the gradient of a count reaches every step's spike of that neuron.
 
 With `networks`, scores and counts are those of several networks side by side, one network behind
 the other in the batch, and a loss is one value per network, (networks,), bit for bit what it is of
-that network alone. Bounds and strengths are then one number or one per network.
+that network alone. Bounds and strengths are then one number or one per network, in a sequence, or
+in a tensor (networks,) on the device, which a CUDA graph needs; its values are not checked.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 __all__ = ["lower_bound", "max_over_time_cross_entropy", "upper_bound"]
+
+Numbers = float | Sequence[float] | Tensor  # one for all networks, or one for each
 
 
 def max_over_time_cross_entropy(
@@ -63,8 +66,8 @@ def max_over_time_cross_entropy(
 
 def upper_bound(
     spike_counts: Sequence[Tensor],  # one (batch, *features) per spiking layer
-    v_upper: float | Sequence[float],
-    strength: float | Sequence[float],
+    v_upper: Numbers,
+    strength: Numbers,
     per: Literal["layer", "channel"] = "layer",
     networks: int | None = None,
 ) -> Tensor:  # scalar; (networks,)
@@ -87,15 +90,15 @@ def upper_bound(
     for counts in spike_counts:
         first = 1 if per == "layer" or counts.dim() == 2 else 2
         mean_counts = counts.flatten(first).mean(dim=-1)
-        excess = mean_counts - _of_samples(v_upper, mean_counts, networks)
+        excess = mean_counts - _of_samples(v_upper, mean_counts)
         penalties.append(mean_of_networks(excess.relu().square(), networks))
-    return _per_network(strength, penalties[0], networks) * _total(penalties)
+    return _per_network(strength, penalties[0]) * _total(penalties)
 
 
 def lower_bound(
     spike_counts: Sequence[Tensor],  # one (batch, *features) per spiking layer
-    v_lower: float | Sequence[float],
-    strength: float | Sequence[float],
+    v_lower: Numbers,
+    strength: Numbers,
     networks: int | None = None,
 ) -> Tensor:  # scalar; (networks,)
     """Soft lower bound on the spike count of every neuron.
@@ -110,9 +113,9 @@ def lower_bound(
     _check(spike_counts, networks, v_lower=v_lower, strength=strength)
     penalties = []
     for counts in spike_counts:
-        lacking = _of_samples(v_lower, counts, networks) - counts
+        lacking = _of_samples(v_lower, counts) - counts
         penalties.append(mean_of_networks(lacking.relu().square(), networks))
-    return _per_network(strength, penalties[0], networks) * _total(penalties)
+    return _per_network(strength, penalties[0]) * _total(penalties)
 
 
 def mean_of_networks(values: Tensor, networks: int | None) -> Tensor:
@@ -123,22 +126,19 @@ def mean_of_networks(values: Tensor, networks: int | None) -> Tensor:
     return torch.stack([own.mean() for own in values.chunk(networks)])
 
 
-def _per_network(
-    number: float | Sequence[float], like: Tensor, networks: int | None
-) -> float | Tensor:
+def _per_network(number: Numbers, like: Tensor) -> float | Tensor:
     """A number as it is, or one per network on the device and in the dtype of `like`."""
-    if networks is None or isinstance(number, (int, float)):
-        assert isinstance(number, (int, float))  # checked
-        return number
-    return torch.tensor(number, dtype=like.dtype, device=like.device)
+    if isinstance(number, Tensor):
+        return number.to(like.dtype) if number.dim() else number
+    if isinstance(number, Sequence):
+        return torch.tensor(number, dtype=like.dtype, device=like.device)
+    return number
 
 
-def _of_samples(
-    number: float | Sequence[float], values: Tensor, networks: int | None
-) -> float | Tensor:
+def _of_samples(number: Numbers, values: Tensor) -> float | Tensor:
     """The same for every sample of `values`, (batch, ...)."""
-    own = _per_network(number, values, networks)
-    if not isinstance(own, Tensor):
+    own = _per_network(number, values)
+    if not isinstance(own, Tensor) or own.dim() == 0:
         return own
     return own.repeat_interleave(len(values) // len(own)).view(-1, *[1] * (values.dim() - 1))
 
@@ -150,9 +150,7 @@ def _total(penalties: list[Tensor]) -> Tensor:
     return total
 
 
-def _check(
-    spike_counts: Sequence[Tensor], networks: int | None, **numbers: float | Sequence[float]
-) -> None:
+def _check(spike_counts: Sequence[Tensor], networks: int | None, **numbers: Any) -> None:
     if isinstance(spike_counts, Tensor):
         raise TypeError("spike_counts must be a sequence of tensors, one per layer, got one tensor")
     if len(spike_counts) == 0:
@@ -164,13 +162,13 @@ def _check(
             )
         _check_networks(networks, **{f"spike_counts[{index}]": len(counts)})
     for name, number in numbers.items():
-        if isinstance(number, (int, float)):
-            own: Sequence[float] = (number,)
-        elif networks is None or len(number) != networks:
-            wanted = "one number" if networks is None else f"one number or {networks}"
-            raise ValueError(f"{name} must be {wanted}, got {number}")
-        else:
-            own = number
+        several = isinstance(number, Sequence) or (isinstance(number, Tensor) and number.dim() > 0)
+        own: Sequence[Any] = (number,)
+        if several:
+            own = [] if isinstance(number, Tensor) else number
+            if networks is None or len(number) != networks:
+                wanted = "one number" if networks is None else f"one number or {networks}"
+                raise ValueError(f"{name} must be {wanted}, got {number}")
         for one in own:
             if not (math.isfinite(one) and one >= 0):
                 raise ValueError(f"{name} must be finite and >= 0, got {one}")

@@ -88,7 +88,7 @@ def test_training_steps_are_bitwise_those_of_each_network_alone(name, shared, ki
         )
         losses = max_over_time_cross_entropy(scores, targets, networks=3)
         losses = losses + upper_bound(counts, UPPER, STRENGTHS, "channel", networks=3)
-        losses = losses + lower_bound(counts, LOWER, 0.7, networks=3)
+        losses = losses + lower_bound(counts, torch.tensor(LOWER), 0.7, networks=3)
         losses.sum().backward()
         give_gradients(model, networks)
         optimizer.step()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from fastlif.train.logs import Scores
 from fastlif.train.parallel import Processes
 
 __all__ = [
+    "JointBounds",
     "Meter",
     "Objective",
     "Population",
@@ -87,24 +87,45 @@ def split_counts(
     ]
 
 
+@dataclass(frozen=True)
+class JointBounds:
+    """Bounds on the spike counts of several networks, which agree in the unit of the upper one.
+
+    Their numbers are tensors: within a CUDA graph none can be brought to the device.
+    """
+
+    each: tuple[Regularization, ...]
+    numbers: dict[str, Tensor]  # (networks,), by their names in `Regularization`
+
+    @classmethod
+    def of(cls, each: Sequence[Regularization], like: Tensor) -> JointBounds:
+        """Those of networks whose parameters are on the device and of the dtype of `like`."""
+        names = ("upper_strength", "v_upper", "lower_strength", "v_lower")
+        numbers = {name: like.new_tensor([getattr(one, name) for one in each]) for name in names}
+        return cls(tuple(each), numbers)
+
+    def primed(self) -> JointBounds:
+        """What the networks are primed with."""
+        return JointBounds.of([*map(priming_bounds, self.each)], self.numbers["v_upper"])
+
+
 def penalty(
     spike_counts: Sequence[Tensor],  # one (batch, channels, *sizes) per population
-    bounds: Regularization | Sequence[Regularization],  # of one network, or of each of several
+    bounds: Regularization | JointBounds,
 ) -> Tensor | None:  # scalar, or (networks,)
     """Sum of the bounds with a strength above 0 (in any network), None if there are none."""
-    every = [bounds] if isinstance(bounds, Regularization) else list(bounds)
-    networks = None if isinstance(bounds, Regularization) else len(every)
-
-    def of_all(name: str) -> Any:
-        own = [getattr(one, name) for one in every]
-        return own[0] if networks is None else own
-
+    if isinstance(bounds, Regularization):
+        each: tuple[Regularization, ...] = (bounds,)
+        networks, numbers = None, vars(bounds)
+    else:
+        each, networks, numbers = bounds.each, len(bounds.each), bounds.numbers
     total = None
-    if any(one.upper_strength > 0 for one in every):
-        numbers = of_all("v_upper"), of_all("upper_strength")
-        total = upper_bound(spike_counts, *numbers, every[0].upper_per, networks)
-    if any(one.lower_strength > 0 for one in every):
-        lower = lower_bound(spike_counts, of_all("v_lower"), of_all("lower_strength"), networks)
+    if any(one.upper_strength > 0 for one in each):
+        own = numbers["v_upper"], numbers["upper_strength"]
+        total = upper_bound(spike_counts, *own, each[0].upper_per, networks)
+    if any(one.lower_strength > 0 for one in each):
+        own = numbers["v_lower"], numbers["lower_strength"]
+        lower = lower_bound(spike_counts, *own, networks)
         total = lower if total is None else total + lower
     return total
 
@@ -203,7 +224,7 @@ class Objective:
         self,
         model: nn.Module,
         wanted: Sequence[Population],
-        bounds: Regularization | Sequence[Regularization],
+        bounds: Regularization | JointBounds,
         meter: Meter,
         *,
         shared_input: bool = False,
@@ -211,8 +232,13 @@ class Objective:
         self._model = model
         self._populations = wanted
         self._bounds = bounds
+        if isinstance(bounds, Regularization):
+            self._networks = None
+            self._primed: Regularization | JointBounds = priming_bounds(bounds)
+        else:
+            self._networks = len(bounds.each)
+            self._primed = bounds.primed()
         self._meter = meter
-        self._networks = None if isinstance(bounds, Regularization) else len(bounds)
         self._shared_input = shared_input
 
     def supervised(self, inputs: PackedSpikes | Tensor, targets: Tensor) -> Tensor:
@@ -226,11 +252,7 @@ class Objective:
     def priming(self, inputs: PackedSpikes | Tensor, targets: Tensor) -> Tensor:
         """The bounds of priming, whatever the targets: they are for the sums alone."""
         output, counts, targets = self._run(inputs, targets)
-        own = self._bounds
-        primed = (
-            priming_bounds(own) if isinstance(own, Regularization) else [*map(priming_bounds, own)]
-        )
-        loss = penalty(self._bounded(counts), primed)
+        loss = penalty(self._bounded(counts), self._primed)
         assert loss is not None  # its strength is not 0
         cross_entropy = max_over_time_cross_entropy(output.detach(), targets, self._networks)
         self._meter.add(output, targets, counts, cross_entropy, loss)
@@ -248,11 +270,9 @@ class Objective:
         self, inputs: PackedSpikes | Tensor, targets: Tensor
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         output, counts = self.forward(inputs, shared_input=self._shared_input)
-        return (
-            output,
-            counts,
-            targets.repeat(self._networks or 1) if self._shared_input else targets,
-        )
+        if self._shared_input:
+            targets = targets.repeat(self._networks or 1)
+        return output, counts, targets
 
     def _bounded(self, counts: list[Tensor]) -> list[Tensor]:
         """Those of the populations that have bounds."""

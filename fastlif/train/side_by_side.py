@@ -16,7 +16,7 @@ from fastlif.spikes import PackedSpikes
 from fastlif.train.batches import Batch, epoch_batches, epoch_generator, training_batches
 from fastlif.train.checkpoint import restore_model
 from fastlif.train.logs import Phase, Scores
-from fastlif.train.objective import Meter, Objective
+from fastlif.train.objective import JointBounds, Meter, Objective
 from fastlif.train.optimizers import make_joint_optimizer
 from fastlif.train.run import Reporter, Run
 
@@ -42,7 +42,9 @@ class RunsSideBySide:
         self._objective = Objective(
             self._model,
             first.populations,
-            [run.config.regularization for run in runs],
+            JointBounds.of(
+                [run.config.regularization for run in runs], next(self._model.parameters())
+            ),
             self._meter,
             shared_input=self._shared_batches,
         )
