@@ -180,7 +180,7 @@ def test_recordings_are_varied_anew_in_every_epoch(tmp_path: Path) -> None:
 
     run._step_for = lambda epoch: watch  # type: ignore[assignment,return-value]
     finite = Scores(loss=1.0, accuracy=0.0, penalty=0.0, firing_rates=(1.0,))
-    run.meter.scores = lambda: finite  # type: ignore[method-assign]
+    run.meter.scores = lambda processes: finite  # type: ignore[method-assign]
     for epoch in (1, 2, 1):
         run.train_epoch(epoch, None)
     first, other, again = seen[:2], seen[2:4], seen[4:]
