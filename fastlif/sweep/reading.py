@@ -130,8 +130,9 @@ class _Reader:
     def _check_numbers(self) -> None:
         """Seeds given twice; a number of samples without anything to draw, or the reverse."""
         file, problems = self.file, self.problems
+        first_places: dict[int, int] = {}
         for index, seed in enumerate(file.seeds):
-            first = file.seeds.index(seed)
+            first = first_places.setdefault(seed, index)
             if first < index:
                 line = problems.line(("seeds", first))
                 problems.add(
