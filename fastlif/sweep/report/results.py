@@ -128,7 +128,7 @@ def results_of(
     """
     by_number = {trial["number"]: trial for trial in ended}
     waiting = {"status": WAITING, "message": ""}
-    trials = [by_number.get(trial["number"], waiting) | trial for trial in planned]
+    trials = [{**by_number.get(trial["number"], waiting), **trial} for trial in planned]
     rows = Rows(_row(trial, metric) for trial in trials for metric in METRICS)
     return Results(name, tuple(varied), tuple(trials), rows, tuple(metrics))
 
