@@ -35,13 +35,9 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 ray = pytest.importorskip("ray", reason="sweeps need Ray: pip install 'fastlif[sweep]'")
 
-# A node that does not answer for two seconds is dead.
-QUICK = {
-    "health_check_initial_delay_ms": 1000,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 500,
-    "health_check_failure_threshold": 3,
-}
+# A node that is gone refuses connections, which counts at once. One that is slow has the time that
+# Ray gives it: tests run on busy machines.
+QUICK = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ pytest.importorskip("ray", reason="sweeps need Ray: pip install 'fastlif[sweep]'
 from ray.exceptions import OutOfMemoryError
 
 from fastlif.files import held_by_this_process
-from fastlif.sweep import Asha, Resources, Trial
+from fastlif.sweep import Asha, Resources, Trial, tuning
+from fastlif.sweep.driver import SweepStopped
 from fastlif.sweep.folder import SWEEP_NAME, TRIALS_FOLDER
 from fastlif.sweep.process import TrainingProcess
 from fastlif.sweep.records import Outcome, attempts, open_again, outcome, record
@@ -217,6 +218,10 @@ class Ledger:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
         self.told: list[tuple[int, Outcome, bool]] = []
+        self.pace: Any = None
+
+    def tick(self) -> None:
+        pass
 
     def ended(self, number: int, how: Outcome, *, recorded: bool) -> None:
         if self.error is not None:
@@ -245,3 +250,14 @@ def test_an_error_of_the_driver_s_own_stops_the_sweep_as_itself() -> None:
     trial = SimpleNamespace(config={"number": 0})
     watch.on_trial_result(iteration=1, trials=[], trial=trial, result=result)
     assert watch.broken is full and stop.stop_all()
+
+
+def test_a_sweep_without_nodes_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_LOOK_SECONDS", -1.0)
+    ledger = Ledger()
+    for running, alive, ends in ((True, False, False), (False, True, False), (False, False, True)):
+        ledger.pace = SimpleNamespace(is_running=running)
+        monkeypatch.setattr(tuning.ray, "nodes", lambda alive=alive: [{"Alive": alive}])
+        watch = Watch(ledger)
+        watch.on_step_end(iteration=1, trials=[])
+        assert isinstance(watch.broken, SweepStopped) == ends

@@ -76,6 +76,11 @@ class Pace:
         self._running.discard(number)
         self._ended[number] = how
 
+    @property
+    def is_running(self) -> bool:
+        """Whether any trial runs."""
+        return bool(self._running)
+
     def progress(self) -> Progress:
         """How things stand."""
         return Progress(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ray
 from ray import tune
 from ray.exceptions import OutOfMemoryError
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
@@ -20,6 +22,8 @@ from fastlif.sweep.tables import read_history
 from fastlif.sweep.trainable import Job, TrialActor
 
 __all__ = ["Halving", "Stop", "Watch", "fit"]
+
+_LOOK_SECONDS = 10.0  # between two looks at the nodes while no trial runs
 
 
 def fit(spec: SweepSpec, waiting: list[Trial], folder: Path, name: str, ledger: Ledger) -> None:
@@ -95,6 +99,7 @@ class Watch(tune.Callback):
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._look_at = time.monotonic() + _LOOK_SECONDS
         self.broken: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -138,6 +143,11 @@ class Watch(tune.Callback):
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         """Tune looked at its trials."""
         self._ledger.tick()
+        if not self._ledger.pace.is_running and time.monotonic() > self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            if not any(node["Alive"] for node in ray.nodes()):
+                # Tune would wait for ever.
+                raise SweepStopped("no node of Ray's is left: see its logs, and resume the sweep")
 
 
 def _loss(error: BaseException | None) -> Outcome:
