@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from fastlif.data import SampleSource
@@ -85,6 +84,9 @@ class Run:
         self.best_model: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
         _check_device(config.device)
+        # Imported here: it takes seconds, which a look at finished runs should not.
+        from lightning_fabric import Fabric
+
         devices = [processes.gpu] if config.device == "cuda" else 1
         fabric = Fabric(accelerator=config.device, devices=devices)
         self.device = fabric.device
