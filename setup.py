@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 import cuda_build  # noqa: E402
 
-PLAIN = ["plan.cpp", "pack.cpp", "memory_pool.cpp", "dispatch.cpp"]
+PLAIN = ["plan.cpp", "pack.cpp", "memory_pool.cpp", "smorms3.cpp", "dispatch.cpp"]
 KERNELS = {"forward.cpp": "-ffp-contract=off", "backward.cpp": "-ffp-contract=fast"}
 X86 = {
     "baseline": "",
@@ -121,7 +121,7 @@ def add_cpu_module(file: NinjaFile, target: Path) -> None:
             name, extra = f"{Path(source).stem}_{isa}", f"-DFASTLIF_ISA={isa} {options}"
             objects.append(file.compile("cxx", folder / source, name, f"{extra} {contraction}"))
     for source in PLAIN:
-        objects.append(file.compile("cxx", folder / source, Path(source).stem, ""))
+        objects.append(file.compile("cxx", folder / source, Path(source).stem, "-ffp-contract=off"))
     objects.append(file.compile("cxx", folder / "bindings.cpp", "bindings", python_include()))
     file.link("link", target, objects)
 

@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <optional>
 #include <stdexcept>
 
 #include "engine.h"
@@ -92,6 +94,23 @@ PYBIND11_MODULE(_C, m) {
                       n_steps, batch, features, threads, pointer<int32_t>(words));
         });
   m.def("advise_huge_pages", [](uintptr_t data, int64_t bytes) { advise_huge_pages(pointer<void>(data), bytes); });
+
+  m.def("smorms3",
+        [](const std::vector<std::array<uintptr_t, 5>>& addresses, const std::vector<int64_t>& sizes,
+           const std::vector<double>& rates, const std::vector<bool>& is_double, double eps, bool maximize,
+           std::optional<double> minimum, int threads) {
+          const py::gil_scoped_release release;
+          std::vector<OptimizedTensor> tensors;
+          for (size_t i = 0; i < addresses.size(); ++i) {
+            const auto [parameter, gradient, mean, mean_square, window] = addresses[i];
+            tensors.push_back({pointer<void>(parameter), pointer<const void>(gradient), pointer<void>(mean),
+                               pointer<void>(mean_square), pointer<void>(window), sizes.at(i), rates.at(i),
+                               is_double.at(i)});
+          }
+          Smorms3Options options{eps, maximize};
+          if (minimum) options.minimum = *minimum;
+          smorms3(tensors, options, threads);
+        });
 
   py::class_<PooledBlock>(m, "PooledBlock", py::buffer_protocol())
       .def(py::init<size_t>(), py::arg("bytes"))

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "plan.h"
@@ -72,5 +73,22 @@ void unpack_dense(const int32_t* words, int64_t n_steps, int64_t batch, Shape sh
 void pack_events(const int32_t* step, const int32_t* feature, const int64_t* offsets, int64_t n_steps, int64_t batch,
                  int64_t features, int threads, int32_t* words);
 void advise_huge_pages(void* data, int64_t bytes);
+
+// smorms3.cpp
+// A parameter, its gradient and its state g1, g2 and m, all of one size and precision.
+struct OptimizedTensor {
+  void* parameter = nullptr;
+  const void* gradient = nullptr;
+  void *mean = nullptr, *mean_square = nullptr, *window = nullptr;
+  int64_t size = 0;
+  double lr = 0;
+  bool is_double = false;
+};
+struct Smorms3Options {
+  double eps = 0;
+  bool maximize = false;
+  double minimum = -std::numeric_limits<double>::infinity();
+};
+void smorms3(const std::vector<OptimizedTensor>& tensors, const Smorms3Options& options, int threads);
 
 }  // namespace fastlif

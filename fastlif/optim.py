@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from fastlif import optim_cpu
+
 __all__ = ["SMORMS3", "keep_non_negative", "parameter_groups"]
 
 
@@ -91,9 +93,9 @@ class SMORMS3(Optimizer):
         parameter  = max(parameter, minimum)                      if there is a minimum
 
     All state is on the device and nothing waits for it, so a step can be part of a CUDA graph. On
-    a GPU with Triton a contiguous float32 or float64 parameter takes one kernel launch; otherwise
-    all parameters of the groups that agree in all but lr are updated at once with
-    `torch._foreach_*`, a dozen launches.
+    a GPU with Triton a contiguous float32 or float64 parameter takes one kernel launch; on a CPU
+    one kernel updates all of the groups that agree in all but lr. What is left, such as parameters
+    of other dtypes, is updated with `torch._foreach_*`, a dozen launches.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer. `lr`, `eps`,
@@ -172,7 +174,10 @@ class SMORMS3(Optimizer):
         return loss
 
     def _step_groups(self, groups: list[dict[str, Any]]) -> None:
-        together, states, rates = [], [], []
+        """Of groups that differ in lr alone."""
+        options = groups[0]
+        on_cpu: list[tuple[Any, ...]] = []
+        others: list[tuple[Any, ...]] = []
         for group in groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if any(p.grad is not None and p.grad.is_sparse for p in parameters):
@@ -182,16 +187,17 @@ class SMORMS3(Optimizer):
                 lr = lr.item()
             for parameter in parameters:
                 state = self._state_of(parameter)
-                if _has_kernel(parameter, state):
+                if _suits_triton(parameter, state):
                     from fastlif import optim_triton  # deferred: takes a second to import
 
-                    optim_triton.update(parameter, state, group | {"lr": lr})
+                    optim_triton.update(parameter, state, options | {"lr": lr})
                 else:
-                    together.append(parameter)
-                    states.append(state)
-                    rates.append(lr)
-        if together:
-            _update_together(together, states, rates, groups[0])
+                    suited = on_cpu if optim_cpu.suits(parameter, state) else others
+                    suited.append((parameter, state, lr))
+        for update, chosen in ((optim_cpu.update, on_cpu), (_update_with_lists, others)):
+            if chosen:
+                parameters, states, rates = (list(part) for part in zip(*chosen, strict=True))
+                update(parameters, states, rates, options)
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -208,7 +214,7 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _has_kernel(parameter: Tensor, state: dict[str, Tensor]) -> bool:
+def _suits_triton(parameter: Tensor, state: dict[str, Tensor]) -> bool:
     return (
         parameter.device.type == "cuda"
         and parameter.dtype in (torch.float32, torch.float64)
@@ -217,11 +223,11 @@ def _has_kernel(parameter: Tensor, state: dict[str, Tensor]) -> bool:
     )
 
 
-def _update_together(
+def _update_with_lists(
     parameters: list[Tensor],
     states: list[dict[str, Tensor]],
-    rates: list[float | Tensor],
-    group: dict[str, Any],  # but for its lr
+    rates: list[float | Tensor],  # lr of each
+    group: dict[str, Any],  # eps, maximize, minimum
 ) -> None:
     """One step of the parameters of groups with operations on lists of tensors."""
     gradients = [p.grad for p in parameters if p.grad is not None]  # none is: chosen so
