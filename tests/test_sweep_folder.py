@@ -116,16 +116,22 @@ def test_tables_are_made_from_the_folders(tmp_path: Path) -> None:
 def test_progress_and_the_time_that_is_left() -> None:
     pace = Pace(SWEEP, {0: Outcome("failed", "before")})
     assert pace.progress().seconds_left is None
-    pace.begun(1)
-    pace.begun(2)
+    pace.begun([1])
+    pace.begun([2])
     pace.epoch_done(1, {"epoch": 1, "seconds": 10.0})
     progress = pace.progress()
     # Two epochs of trial 1 and three of trial 2, two at a time.
     assert (progress.running, progress.n_ended, progress.seconds_left) == (2, 1, 25.0)
     pace.ended(1, Outcome("finished"))
-    pace.interrupted(2)
+    pace.interrupted([2])
     assert pace.progress().ended == {"failed": 1, "finished": 1}
     assert pace.progress().running == 0 and pace.progress().seconds_left == 15.0
+
+    together = Pace(SWEEP, {})
+    together.begun([0, 1])
+    together.epoch_done(1, {"epoch": 1, "seconds": 10.0})
+    # One place: the seconds of each are its part of what both take.
+    assert together.progress().running == 2 and together.progress().seconds_left == 80.0
 
     console = Console(record=True, force_terminal=False, width=100)
     with ConsoleReporter(console) as reporter:

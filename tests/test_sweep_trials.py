@@ -21,12 +21,13 @@ from fastlif.files import held_by_this_process
 from fastlif.sweep import Asha, Resources, Trial, tuning
 from fastlif.sweep.driver import SweepStopped
 from fastlif.sweep.folder import SWEEP_NAME, TRIALS_FOLDER
+from fastlif.sweep.packs import check_pack_size, packs_of
 from fastlif.sweep.process import TrainingProcess
 from fastlif.sweep.records import Outcome, attempts, open_again, outcome, record
 from fastlif.sweep.trainable import Job, TrialActor, TrialLost
 from fastlif.sweep.tuning import Halving, Stop, Watch
-from fastlif.sweep.worker import Order
-from tests.sweeps import tiny_trial
+from fastlif.sweep.worker import Order, Ordered
+from tests.sweeps import tiny_sweep, tiny_trial
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +47,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def actor_of(
-    folder: Path, trial: Trial, process: TrainingProcess | None, **resources: Any
+    folder: Path, trial: Trial, process: TrainingProcess | None, *more: Trial, **resources: Any
 ) -> TrialActor:
-    """An actor as Tune would make it, with a training process that runs already."""
+    """An actor as Tune would make it, with a training process that runs already.
+
+    more: trials side by side with the first.
+    """
     actor = object.__new__(TrialActor)
-    job = Job(folder, None, {trial.number: trial}, Resources(**resources), waits=False)
-    actor.setup({"number": trial.number}, job=job)
+    trials = {one.number: one for one in (trial, *more)}
+    job = Job(folder, None, trials, Resources(**resources), waits=False)
+    actor.setup({"numbers": list(trials)}, job=job)
     actor._process = process
     return actor
 
@@ -81,13 +86,64 @@ def test_a_trial_that_diverges_is_recorded(folder: Path, process: TrainingProces
     assert recorded["settings"]["lr"] == 1e38 and recorded["versions"]["torch"]
 
 
+def test_packs_hold_what_fits_together() -> None:
+    trials = [tiny_trial(0), tiny_trial(1, lr=0.1), tiny_trial(2, dt=2e-2), tiny_trial(3, seed=1)]
+    trials += [tiny_trial(4, sigma_u=2.0), tiny_trial(5, dt=2e-2, data_seed=7)]
+    for size, numbers in (
+        (1, [[0], [1], [2], [3], [4], [5]]),
+        (3, [[0, 1, 3], [2, 5], [4]]),
+        (9, [[0, 1, 3, 4], [2, 5]]),
+    ):
+        assert [[one.number for one in pack] for pack in packs_of(trials, size)] == numbers
+    with pytest.raises(ValueError, match="pack must be at least 1, got 0"):
+        check_pack_size(tiny_sweep(*trials), 0)
+    halving = tiny_sweep(*trials, asha=Asha(grace_epochs=1))
+    with pytest.raises(ValueError, match="pack must be 1 for a sweep with a scheduler, got 2"):
+        check_pack_size(halving, 2)
+    check_pack_size(halving, 1)
+
+
+def results_of(actor: TrialActor) -> list[dict[str, Any]]:
+    """All results but those of epochs; the last one, and it alone, says that it is."""
+    results = [actor.step()]
+    while not results[-1].get("done"):
+        results.append(actor.step())
+    return [result for result in results if "epoch" not in result]
+
+
+def test_each_of_trials_side_by_side_ends_as_it_does_alone(
+    folder: Path, process: TrainingProcess
+) -> None:
+    """One had ended before, one diverges, one has a target that cannot be reached."""
+    trials = [tiny_trial(0), tiny_trial(1, seed=3), tiny_trial(2, lr=1e38, optimizer="sgd")]
+    trials += [tiny_trial(3, sigma_u=1e200)]
+    trials += [tiny_trial(4, lr=0.1, optimizer="sgd")]
+    assert end_of(actor_of(folder, trials[0], process))["status"] == "finished"
+    packs = (trials[0], trials[1], trials[3]), (trials[2], trials[4])
+    found = {}
+    for first, *more in packs:
+        actor = actor_of(folder, first, process, *more)
+        for result in results_of(actor):
+            assert result["number"] not in found
+            found[result["number"]] = result
+        assert len(attempts(folder / first.name)) == 1
+    assert {number: result["status"] for number, result in found.items()} == {
+        0: "finished", 1: "finished", 2: "failed", 3: "failed", 4: "finished"
+    }  # fmt: skip
+    assert "loss must stay finite" in found[2]["message"]
+    assert "sigma_u=1e+200 cannot be reached" in found[3]["message"]
+    for number in (2, 3):
+        ended = outcome(folder / trials[number].name)
+        assert ended == Outcome("failed", found[number]["message"])
+
+
 def test_a_trial_waits_for_a_folder_in_use(folder: Path, process: TrainingProcess) -> None:
     trial = tiny_trial(0)
     actor = actor_of(folder, trial, process)
     with held_by_this_process(folder / trial.name):
         process.order(order_of(trial, folder))
         assert process.answer(timeout=1.0) is None
-    actor._busy, actor._seconds_left, actor._fresh = True, 1e9, False
+    actor._begun, actor._running, actor._seconds_left = True, [trial], 1e9
     assert end_of(actor)["status"] == "finished"
 
 
@@ -137,14 +193,22 @@ def test_limits_end_a_trial_and_larger_ones_open_it_again(
     assert end_of(actor)["status"] == "finished"
     large = tiny_trial(1, dt=1e-5)
     actor._job.trials[1] = large
-    assert actor.reset_config({"number": 1})
+    assert actor.reset_config({"numbers": [1]})
     result = end_of(actor)
     assert result["status"] == "out of memory" and "can't allocate memory" in result["message"]
     assert actor._process is not process
 
+    # Side by side they may take twice as much, and each may still do so alone.
+    again = [tiny_trial(number, dt=1e-5) for number in (3, 4)]
+    actor._job.trials.update({trial.number: trial for trial in again})
+    assert actor.reset_config({"numbers": [3, 4]})
+    assert [(one["number"], one["status"]) for one in results_of(actor)] == [
+        (3, "out of memory"), (4, "out of memory")
+    ]  # fmt: skip
+
     slow = tiny_trial(2, epochs=10_000)
     actor._job = Job(folder, None, {2: slow}, Resources(hours=1e-4), waits=False)
-    assert actor.reset_config({"number": 2})
+    assert actor.reset_config({"numbers": [2]})
     assert end_of(actor)["message"] == "above 0.0001 hours"
     assert actor._process is None
 
@@ -176,7 +240,8 @@ def test_a_training_process_ends_with_its_actor_and_its_trial_is_tried_again(
 
 
 def order_of(trial: Trial, folder: Path) -> Order:
-    return Order(trial.config.as_dict(), None, str(folder / trial.name), node="")
+    ordered = Ordered(trial.number, trial.config.as_dict(), str(folder / trial.name))
+    return Order((ordered,), None, node="")
 
 
 def test_what_was_lost_goes_on_with_a_resume(folder: Path) -> None:
@@ -200,7 +265,7 @@ def test_halving_knows_what_trials_reported_before_a_resume(folder: Path) -> Non
     halving = Halving(Asha(grace_epochs=3), trials, {2, 3, 4}, folder)
     decisions = {}
     for number, accuracy, epoch in ((2, 0.1, 4), (3, 0.75, 3), (4, 0.95, 3), (4, 0.1, 9)):
-        trial = SimpleNamespace(trial_id=str(number), config={"number": number})
+        trial = SimpleNamespace(trial_id=str(number), config={"numbers": [number]})
         halving.on_trial_add(None, trial)
         row = {"epoch": epoch, "validation_accuracy": accuracy}
         decisions[number, epoch] = halving.on_trial_result(None, trial, row)
@@ -236,7 +301,10 @@ def test_what_tune_says_of_a_lost_trial_is_taken_down() -> None:
         (None, Outcome("lost", "None")),
     ):
         ledger = Ledger()
-        lost = SimpleNamespace(config={"number": 7}, get_pickled_error=lambda error=error: error)
+        ledger.pace = SimpleNamespace(has_ended=lambda number: number == 6)
+        lost = SimpleNamespace(
+            config={"numbers": [6, 7]}, get_pickled_error=lambda error=error: error
+        )
         Watch(ledger).on_trial_error(iteration=1, trials=[], trial=lost)
         assert ledger.told == [(7, ended, False)]
 
@@ -246,8 +314,8 @@ def test_an_error_of_the_driver_s_own_stops_the_sweep_as_itself() -> None:
     watch = Watch(Ledger(full))
     stop = Stop(watch)
     assert not stop.stop_all()
-    result = {"done": True, "status": "finished", "message": ""}
-    trial = SimpleNamespace(config={"number": 0})
+    result = {"number": 0, "done": True, "status": "finished", "message": ""}
+    trial = SimpleNamespace(config={"numbers": [0]})
     watch.on_trial_result(iteration=1, trials=[], trial=trial, result=result)
     assert watch.broken is full and stop.stop_all()
 

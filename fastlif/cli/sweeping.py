@@ -71,6 +71,14 @@ def run(
             help="HOST:PORT of a Ray cluster, or auto on one of its nodes. Default: this machine.",
         ),
     ] = None,
+    pack: Annotated[
+        int,
+        typer.Option(
+            metavar="E",
+            help="Train up to E trials of one network shape side by side, with the results of "
+            "single ones: for networks too small to fill a device.",
+        ),
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the trials and how long they may take.")
     ] = False,
@@ -99,18 +107,26 @@ def run(
 
             print_plan(console, spec, folder / "trials")
             return
-        _run(console, spec, folder, resume=resume, address=address)
+        _run(console, spec, folder, resume=resume, address=address, pack=pack)
 
 
 def _run(
-    console: Console, spec: SweepSpec, folder: Path, *, resume: bool, address: str | None
+    console: Console,
+    spec: SweepSpec,
+    folder: Path,
+    *,
+    resume: bool,
+    address: str | None,
+    pack: int,
 ) -> None:
     from fastlif.cli.sweep_progress import ConsoleReporter
     from fastlif.sweep.run import run_sweep
 
     try:
         with ConsoleReporter(console) as reporter:
-            summary = run_sweep(spec, folder, resume=resume, address=address, reporter=reporter)
+            summary = run_sweep(
+                spec, folder, resume=resume, address=address, pack=pack, reporter=reporter
+            )
     except KeyboardInterrupt:
         console.print("interrupted; the same command with --resume continues")
         raise typer.Exit(130) from None

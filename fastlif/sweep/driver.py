@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class Ledger:
 
 def run_trials(
     spec: SweepSpec,
-    waiting: list[Trial],
+    packs: Sequence[Sequence[Trial]],
     folder: Path,
     ledger: Ledger,
     address: str | None,
@@ -99,8 +99,8 @@ def run_trials(
     """Run the trials that wait, until each has ended.
 
     Args:
-        spec: the whole sweep; trials of it that do not wait have ended.
-        waiting: to be run, in this order.
+        spec: the whole sweep; trials of it that are in no pack have ended.
+        packs: to be run, in this order, those in one side by side.
         folder: of the sweep, absolute.
         ledger: takes down what happens.
         address: of a cluster; None for a Ray of this process's own.
@@ -118,7 +118,7 @@ def run_trials(
                 _check_resources(spec)
             shutil.rmtree(folder / _TUNE_FOLDER, ignore_errors=True)
             try:
-                tuning.fit(spec, waiting, folder, _TUNE_FOLDER, ledger)
+                tuning.fit(spec, packs, folder, _TUNE_FOLDER, ledger)
             finally:
                 shutil.rmtree(folder / _TUNE_FOLDER, ignore_errors=True)
 

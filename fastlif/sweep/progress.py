@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,17 +55,20 @@ class Pace:
         self._ended = dict(ended)
         self._epochs_done: dict[int, int] = {}
         self._seconds: dict[int, list[float]] = {}  # of epochs
-        self._running: set[int] = set()
-        self._most_running = 1
+        self._running: dict[int, float] = {}  # the part of a place that each takes
+        self._most_places = 1.0
 
-    def begun(self, number: int) -> None:
-        """A trial runs."""
-        self._running.add(number)
-        self._most_running = max(self._most_running, len(self._running))
+    def begun(self, numbers: Iterable[int]) -> None:
+        """Trials run, side by side."""
+        together = [number for number in numbers if number not in self._ended]
+        self._running |= {number: 1.0 / len(together) for number in together}
+        # What runs side by side takes one place; the epochs of its trials have a part of the time.
+        self._most_places = max(self._most_places, sum(self._running.values()))
 
-    def interrupted(self, number: int) -> None:
-        """A trial does not run any more, and will run again."""
-        self._running.discard(number)
+    def interrupted(self, numbers: Iterable[int]) -> None:
+        """Trials do not run any more, and will run again."""
+        for number in numbers:
+            self._running.pop(number, None)
 
     def epoch_done(self, number: int, row: dict[str, Any]) -> None:
         """A trial reported an epoch."""
@@ -73,8 +77,12 @@ class Pace:
 
     def ended(self, number: int, how: Outcome) -> None:
         """A trial need not run any more."""
-        self._running.discard(number)
+        self._running.pop(number, None)
         self._ended[number] = how
+
+    def has_ended(self, number: int) -> bool:
+        """Whether a trial need not run any more."""
+        return number in self._ended
 
     @property
     def is_running(self) -> bool:
@@ -105,7 +113,7 @@ class Pace:
                 same = networks.get(self._network(number), [any_network])
                 seconds = medians.get(number, statistics.mean(same))
                 left += seconds * (trial.config.all_epochs - self._epochs_done.get(number, 0))
-        return left / self._most_running
+        return left / self._most_places
 
     def _network(self, number: int) -> tuple[str, bool]:
         config = self._trials[number].config

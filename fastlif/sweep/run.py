@@ -9,6 +9,7 @@ from pathlib import Path
 from fastlif.files import held_by_this_process
 from fastlif.sweep.driver import Ledger, run_trials
 from fastlif.sweep.folder import TRIALS_FOLDER, check_same_sweep, check_space, claim
+from fastlif.sweep.packs import check_pack_size, packs_of
 from fastlif.sweep.progress import Pace, SweepReporter
 from fastlif.sweep.records import open_again, outcome
 from fastlif.sweep.spec import SweepSpec
@@ -35,6 +36,7 @@ def run_sweep(
     *,
     resume: bool = False,
     address: str | None = None,
+    pack: int = 1,
     reporter: SweepReporter | None = None,
 ) -> Summary:
     """Run the trials of a sweep, and write its tables as they end.
@@ -50,13 +52,17 @@ def run_sweep(
         resume: whether the sweep may have begun there before.
         address: HOST:PORT of a Ray cluster, or "auto" on one of its nodes; None starts a Ray on
             this machine, which ends with this process.
+        pack: most trials that are trained side by side in one place, where they agree in all that
+            `fastlif.train.check_pack` wants; the results are those of single trials. Limits of
+            memory and hours are then for all that run side by side, so many times as large.
         reporter: told of the progress.
 
     Raises:
         SweepStopped: something that a user can mend stands in the way of all trials: missing data,
             a full disk, a device that is not there. It is a ValueError too.
         ValueError: another sweep lies or runs in the folder, or this one and `resume` is False; the
-            disk is too small, or the machine; no cluster answers.
+            disk is too small, or the machine; no cluster answers; `pack` is below 1, or above it
+            in a sweep with a scheduler.
         OSError: the folder cannot be written.
         ImportError: the packages of the extra `sweep` are missing.
     """
@@ -65,6 +71,7 @@ def run_sweep(
             f"address must be HOST:PORT of a cluster, or auto, got {address!r}: start the sweep on "
             "a node of the cluster, which sees the folders that trials see"
         )
+    check_pack_size(spec, pack)
     folder = folder.resolve()
     if spec.data is not None:
         spec = replace(spec, data=spec.data.resolve())
@@ -87,9 +94,8 @@ def run_sweep(
             reporter.started(pace.progress())
         try:
             if waiting:
-                run_trials(
-                    spec, waiting, folder, Ledger(spec, folder, tables, pace, reporter), address
-                )
+                ledger = Ledger(spec, folder, tables, pace, reporter)
+                run_trials(spec, packs_of(waiting, pack), folder, ledger, address)
         finally:
             files = tables.write()
     statuses = Counter(row["status"] for row in tables.trials())

@@ -6,6 +6,7 @@ import csv
 import math
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fastlif.sweep.folder import SWEEP_NAME
 from fastlif.sweep.process import TrainingProcess, WorkerDied
 from fastlif.sweep.records import Outcome, outcome, record
 from fastlif.sweep.spec import Resources, Trial
-from fastlif.sweep.worker import GO_ON, STOP, Order
+from fastlif.sweep.worker import GO_ON, STOP, Order, Ordered
 from fastlif.train.run import CSV_NAME
 
 __all__ = ["Job", "TrialActor", "TrialLost"]
@@ -33,7 +34,7 @@ class Job:
     folder: of the trials.
     data: folder of the data, if any is read.
     trials: by number.
-    waits: whether a trial waits after every epoch until it is told to go on.
+    waits: whether a trial, which is alone then, waits after every epoch until it is told to go on.
     """
 
     folder: Path
@@ -48,23 +49,24 @@ class TrialLost(RuntimeError):
 
 
 class TrialActor(tune.Trainable):
-    """A step is an epoch, or the end of the trial.
+    """Some trials that are trained side by side, or one; a step is an epoch or the end of a trial.
 
-    The last result has `done`, and either `status` and `message` of the trial or, under `mend`,
-    what stops the sweep. A step raises `TrialLost` where Tune should try once more.
+    A result has the `number` of its trial. At the end of one it has `status` and `message`, or
+    under `mend` what stops the sweep. The last result of all has `done`. A step raises `TrialLost`
+    where Tune should try once more.
     """
 
     def setup(self, config: dict[str, Any], *, job: Job) -> None:
-        """Take over the first trial."""
+        """Take over the first trials."""
         self._job = job
         self._process: TrainingProcess | None = None
-        self._busy = False
-        self._trial: Trial = job.trials[config["number"]]
+        self._waits_for_word = False
+        self._take(config["numbers"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take over another trial; the one before has ended or is not wanted any more."""
+        """Take over other trials; those before have ended or are not wanted any more."""
         self._become_idle()
-        self._trial = self._job.trials[new_config["number"]]
+        self._take(new_config["numbers"])
         return True
 
     def cleanup(self) -> None:
@@ -74,46 +76,87 @@ class TrialActor(tune.Trainable):
             self._process = None
 
     def step(self) -> dict[str, Any]:
-        """Let the trial begin or go on, until it has something to report."""
-        if not self._busy:
-            if (ended := outcome(self._folder)) is not None:
-                return _last(ended)
+        """Let the trials begin or go on, until one has something to report."""
+        if not self._begun:
             if not (self._job.folder.parent / SWEEP_NAME).is_file():
-                return {"done": True, "mend": _not_shared(self._job.folder.parent)}
+                return self._broken(_not_shared(self._job.folder.parent))
             self._begin()
-        elif self._job.waits and self._process is not None:
+        elif self._waits_for_word and self._process is not None:
             self._process.tell(GO_ON)
-        return self._next_result()
+        self._waits_for_word = False
+        while not self._ends:
+            if not self._running:
+                self._order(self._orders.pop(0))
+            answer = self._answer()
+            if answer["kind"] == "epoch":
+                self._waits_for_word = self._job.waits
+                return {"number": answer["number"], **answer["row"]}
+            if answer["status"] == "mend":
+                return self._broken(answer["message"])
+            self._end(answer["number"], answer["status"], answer["message"])
+        number, ended = self._ends.pop(0)
+        is_last = not self._ends and not self._running and not self._orders
+        return {
+            "number": number,
+            "status": ended.status,
+            "message": ended.message,
+            "done": is_last,
+        }
 
-    @property
-    def _folder(self) -> Path:
-        return self._job.folder / self._trial.name
+    def _take(self, numbers: Sequence[int]) -> None:
+        self._trials = [self._job.trials[number] for number in numbers]
+        self._begun = False
+        self._ends: list[tuple[int, Outcome]] = []  # that are not reported yet
+        self._orders: list[list[Trial]] = []  # that are not given yet
+        self._running: list[Trial] = []  # of the order that was given, without those that ended
+        self._waits_for_word = False
 
     def _begin(self) -> None:
-        limit = self._job.resources.hours
-        self._seconds_left = math.inf if limit is None else 3600.0 * limit - _seconds(self._folder)
-        self._busy = True
-        self._order()
+        self._begun = True
+        waiting = []
+        for trial in self._trials:
+            ended = outcome(self._folder(trial))
+            if ended is None:
+                waiting.append(trial)
+            else:
+                self._ends.append((trial.number, ended))
+        if waiting:
+            self._orders = [waiting]
 
-    def _order(self) -> None:
-        """Give the trial to the training process, which is idle or not there."""
+    def _folder(self, trial: Trial) -> Path:
+        return self._job.folder / trial.name
+
+    def _order(self, trials: list[Trial]) -> None:
+        """Give trials to the training process, which is idle or not there.
+
+        Side by side they may take as much as they may one after the other.
+        """
         resources = self._job.resources
-        self._fresh = self._process is None
+        self._running = trials
+        self._seconds_left = math.inf
+        if resources.hours is not None:
+            spent = sum(_seconds(self._folder(trial)) for trial in trials)
+            self._seconds_left = 3600.0 * resources.hours * len(trials) - spent
+        # Whether what runs out of memory has only itself to blame.
+        self._is_conclusive = self._process is None and len(trials) == 1
         if self._process is None:
             self._process = TrainingProcess()
         self._process.order(
             Order(
-                settings=self._trial.config.as_dict(),
+                trials=tuple(
+                    Ordered(trial.number, trial.config.as_dict(), str(self._folder(trial)))
+                    for trial in trials
+                ),
                 data=None if self._job.data is None else str(self._job.data),
-                folder=str(self._folder),
                 node=ray.get_runtime_context().get_node_id(),
                 threads=max(1, int(resources.cpus)),
-                memory=resources.memory,
+                memory=None if resources.memory is None else resources.memory * len(trials),
                 waits=self._job.waits,
             )
         )
 
-    def _next_result(self) -> dict[str, Any]:
+    def _answer(self) -> dict[str, Any]:
+        """The next answer of the training process, or what its death or its silence means."""
         assert self._process is not None
         begun = time.monotonic()
         try:
@@ -122,38 +165,46 @@ class TrialActor(tune.Trainable):
             self._seconds_left -= time.monotonic() - begun
         except WorkerDied as death:
             self._process = None
-            answer = {"kind": "end", "status": "again", "message": str(death)}
-            if death.out_of_memory:
-                answer["status"] = "out of memory"
+            status = "out of memory" if death.out_of_memory else "again"
+            answer = {"kind": "end", "number": None, "status": status, "message": str(death)}
         if answer is None:
             self.cleanup()
-            limit = self._job.resources.hours
-            answer = {"kind": "end", "status": "out of time", "message": f"above {limit:g} hours"}
-        if answer["kind"] == "epoch":
-            return dict(answer["row"])
-        return self._end(answer["status"], answer["message"])
+            message = f"above {self._job.resources.hours:g} hours"
+            if len(self._running) > 1:
+                message += " for each of those side by side"
+            answer = {"kind": "end", "number": None, "status": "out of time", "message": message}
+        return answer
 
-    def _end(self, status: str, message: str) -> dict[str, Any]:
-        if status == "out of memory" and not self._fresh:
-            # What earlier trials left in the process may be to blame: a new one decides.
+    def _end(self, number: int | None, status: str, message: str) -> None:
+        """Take down how a trial ended, or all that run; or give them once more, one by one."""
+        concerned = [trial for trial in self._running if number in (None, trial.number)]
+        self._running = [trial for trial in self._running if trial not in concerned]
+        together = len(concerned) > 1
+        if status == "out of memory" and not self._is_conclusive:
+            # What ran with it or before it may be to blame: a new process decides.
             self.cleanup()
-            self._order()
-            return self._next_result()
-        self._busy = False
-        if status == "again":
+            self._orders += [[trial] for trial in concerned]
+        elif status == "failed" and together:
+            self._orders += [[trial] for trial in concerned]
+        elif status == "again":
+            self._begun = False
             raise TrialLost(message)
-        if status == "mend":
-            return {"done": True, "mend": message}
-        if outcome(self._folder) is None:
-            config, resources = self._trial.config, self._job.resources
-            record(self._folder, Outcome(status, message), config, resources)
-        return _last(outcome(self._folder) or Outcome(status, message))
+        else:
+            for trial in concerned:
+                ended = Outcome(status, message)
+                if outcome(self._folder(trial)) is None:
+                    record(self._folder(trial), ended, trial.config, self._job.resources)
+                self._ends.append((trial.number, outcome(self._folder(trial)) or ended))
+
+    def _broken(self, message: str) -> dict[str, Any]:
+        self._running = []
+        return {"number": self._trials[0].number, "done": True, "mend": message}
 
     def _become_idle(self) -> None:
         """Leave the training process without a trial: stopped, or ended if it cannot stop."""
-        if not self._busy:
+        if not self._running:
             return
-        self._busy = False
+        self._running = []
         try:
             if self._job.waits and self._process is not None:
                 self._process.tell(STOP)
@@ -170,10 +221,6 @@ def _not_shared(folder: Path) -> str:
         f"there is no sweep in {folder} on node {socket.gethostname()}: the folder of a sweep must "
         "be on a file system that all nodes share"
     )
-
-
-def _last(ended: Outcome) -> dict[str, Any]:
-    return {"done": True, "status": ended.status, "message": ended.message}
 
 
 def _seconds(folder: Path) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,12 +26,20 @@ __all__ = ["Halving", "Stop", "Watch", "fit"]
 _LOOK_SECONDS = 10.0  # between two looks at the nodes while no trial runs
 
 
-def fit(spec: SweepSpec, waiting: list[Trial], folder: Path, name: str, ledger: Ledger) -> None:
+def fit(
+    spec: SweepSpec,
+    packs: Sequence[Sequence[Trial]],
+    folder: Path,
+    name: str,
+    ledger: Ledger,
+) -> None:
     """Run trials on the Ray that this process is connected to.
+
+    To Tune, trials that are trained side by side are one.
 
     Args:
         spec: the whole sweep.
-        waiting: its trials that have not ended.
+        packs: its trials that have not ended, those side by side together.
         folder: of the sweep.
         name: of a folder in it for what Tune writes.
         ledger: takes down what happens.
@@ -50,17 +58,20 @@ def fit(spec: SweepSpec, waiting: list[Trial], folder: Path, name: str, ledger: 
     )
     scheduler = None
     if spec.asha is not None:
-        scheduler = Halving(spec.asha, trials, {trial.number for trial in waiting}, trials_folder)
+        waiting = {trial.number for pack in packs for trial in pack}
+        scheduler = Halving(spec.asha, trials, waiting, trials_folder)
     watch = Watch(ledger)
     resources = {"cpu": spec.resources.cpus, "gpu": spec.resources.gpus}
     tune.Tuner(
         tune.with_resources(tune.with_parameters(TrialActor, job=job), resources),
-        param_space={"number": tune.grid_search([trial.number for trial in waiting])},
+        param_space={
+            "numbers": tune.grid_search([[trial.number for trial in pack] for pack in packs])
+        },
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
             reuse_actors=True,
-            trial_name_creator=lambda trial: trials[trial.config["number"]].name,
-            trial_dirname_creator=lambda trial: trials[trial.config["number"]].name,
+            trial_name_creator=lambda trial: trials[trial.config["numbers"][0]].name,
+            trial_dirname_creator=lambda trial: trials[trial.config["numbers"][0]].name,
         ),
         run_config=tune.RunConfig(
             name=name,
@@ -108,15 +119,15 @@ class Watch(tune.Callback):
 
     @_keeping
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial got its place."""
-        self._ledger.pace.begun(trial.config["number"])
+        """Trials got their place."""
+        self._ledger.pace.begun(trial.config["numbers"])
 
     @_keeping
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial reported an epoch or its end."""
-        number = trial.config["number"]
+        number = result["number"]
         if "mend" in result:
             raise SweepStopped(f"trial {self._ledger.name(number)}: {result['mend']}")
         if "status" in result:
@@ -130,14 +141,16 @@ class Watch(tune.Callback):
 
     @_keeping
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial was lost and will be tried again."""
-        self._ledger.pace.interrupted(trial.config["number"])
+        """Trials were lost and will be tried again."""
+        self._ledger.pace.interrupted(trial.config["numbers"])
 
     @_keeping
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial was lost as often as may be."""
+        """Trials were lost as often as may be."""
         ended = _loss(trial.get_pickled_error())
-        self._ledger.ended(trial.config["number"], ended, recorded=False)
+        for number in trial.config["numbers"]:
+            if not self._ledger.pace.has_ended(number):
+                self._ledger.ended(number, ended, recorded=False)
 
     @_keeping
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
@@ -199,18 +212,18 @@ class Halving(AsyncHyperBandScheduler):
         )
         self._before = {number: read_history(folder / t.name) for number, t in trials.items()}
         for number in trials.keys() - waiting:
-            ended = SimpleNamespace(trial_id=f"ended {number}", config={"number": number})
+            ended = SimpleNamespace(trial_id=f"ended {number}", config={"numbers": [number]})
             self.on_trial_add(None, ended)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Take up a trial, with the epochs that it did before."""
         super().on_trial_add(tune_controller, trial)
-        for row in self._before.pop(trial.config["number"], []):
+        for row in self._before.pop(trial.config["numbers"][0], []):
             super().on_trial_result(tune_controller, trial, row)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Whether a trial goes on after an epoch."""
         decision = super().on_trial_result(tune_controller, trial, result)
-        if result.get("epoch") == self._epochs[trial.config["number"]]:
+        if result.get("epoch") == self._epochs[trial.config["numbers"][0]]:
             return str(TrialScheduler.CONTINUE)
         return str(decision)

@@ -1,4 +1,4 @@
-"""A process that trains trials, one after the other, as its standard input tells it to.
+"""A process that trains trials as its standard input tells it to, those of an order side by side.
 
 It is apart from the process that speaks to Ray: a limit of memory holds for the training alone, and
 a process that is killed, for its memory or for its time, takes nothing else with it. It keeps data
@@ -6,12 +6,15 @@ and loaded kernels for the next trial.
 
 Commands and answers are lines of JSON, on standard input and standard output. A command is an
 `Order`, or `GO_ON` or `STOP` for a trial that waits after an epoch. The answers to an order are one
-`{"kind": "epoch", "row": ...}` for every epoch, and at last `{"kind": "end", "status": ...,
-"message": ...}`, where the status is
+`{"kind": "epoch", "number": ..., "row": ...}` for every trial and epoch, and at last for every
+trial `{"kind": "end", "number": ..., "status": ..., "message": ...}`, or for all of them one whose
+number is None. The status is
 
     finished, stopped, failed, out of memory: how the trial ended
     mend: something that stops every trial, and that a user can mend
     again: something that may not happen a second time
+
+Of several trials at once, "failed" and "out of memory" do not say which of them is to blame.
 """
 
 from __future__ import annotations
@@ -37,12 +40,12 @@ from fastlif.files import FolderInUse, write_atomically
 from fastlif.init import ActivityWarning
 from fastlif.memory import is_out_of_memory, memory_limit
 from fastlif.sweep.records import ATTEMPTS_NAME, Outcome, attempts, outcome
-from fastlif.train import EpochRecord, TrainConfig, train
+from fastlif.train import EpochRecord, TrainConfig, train, train_pack
 from fastlif.train.failures import RUN_FAILURES
-from fastlif.train.run import CHECKPOINT_NAME
-from fastlif.train.task import TaskCache
+from fastlif.train.run import CHECKPOINT_NAME, TrainingFailed
+from fastlif.train.task import Task, TaskCache
 
-__all__ = ["GO_ON", "STOP", "Order"]
+__all__ = ["GO_ON", "STOP", "Order", "Ordered"]
 
 GO_ON, STOP = "go on", "stop"
 # Of a folder that a process of a lost node or a killed driver still holds. File servers take up to
@@ -55,100 +58,59 @@ _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR,
 
 
 @dataclass(frozen=True)
-class Order:
-    """A trial to train.
+class Ordered:
+    """A trial of an order.
 
+    number: of the trial.
     settings: of the run, as `TrainConfig.as_dict` gives them.
-    data: folder of its data.
     folder: of the run; one that holds a checkpoint is continued.
+    """
+
+    number: int
+    settings: dict[str, Any]
+    folder: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """Trials to train, side by side if they are several.
+
+    data: folder of their data.
     node: where the worker runs, in Ray's words.
     threads: to compute with.
     memory: most bytes to take.
-    waits: whether the next epoch begins only when told to go on.
+    waits: whether the next epoch begins only when told to go on; for a single trial.
     """
 
-    settings: dict[str, Any]
+    trials: tuple[Ordered, ...]
     data: str | None
-    folder: str
     node: str
     threads: int = 1
     memory: int | None = None
     waits: bool = False
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> Order:
+        """The order that `dataclasses.asdict` made a dictionary of."""
+        trials = tuple(Ordered(**one) for one in content["trials"])
+        return Order(**{**content, "trials": trials})
 
 
 class _Stopped(BaseException):
     """The trial need not go on."""
 
 
-class _Worker:
-    """Trains as it is ordered to; the `Reporter` of its trials."""
+class _Voice:
+    """The `Reporter` of a trial."""
 
-    def __init__(self, commands: Queue[Any], answers: TextIO) -> None:
-        self._commands = commands
-        self._answers = answers
-        self._tasks = TaskCache()
-        self._order: Order | None = None
-
-    def serve(self) -> None:
-        """Train until the input ends, which ends the process."""
-        while True:
-            self._order = Order(**self._commands.get())
-            ended = self._end_of(self._order)
-            self._answer(kind="end", status=ended.status, message=ended.message)
-
-    def _end_of(self, order: Order) -> Outcome:
-        """Train a trial and tell how it ended."""
-        config = TrainConfig.from_dict(order.settings)
-        torch.set_num_threads(order.threads)
-        try:
-            with memory_limit(order.memory, config.device):
-                return self._train(config, order)
-        except _Stopped:
-            return Outcome("stopped")
-        except RUN_FAILURES as error:
-            return Outcome("failed", str(error))
-        except Exception as error:
-            return self._classified(error)
-        finally:
-            release_memory()
-            if config.device == "cuda" and torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
-
-    def _train(self, config: TrainConfig, order: Order) -> Outcome:
-        task = self._tasks.load(config, None if order.data is None else Path(order.data))
-        folder = Path(order.folder)
-        give_up = time.monotonic() + _PATIENCE
-        while (ended := outcome(folder)) is None:
-            try:
-                with warnings.catch_warnings():
-                    # Layers that a start leaves silent are what sweeps are about.
-                    warnings.simplefilter("ignore", ActivityWarning)
-                    resume = (folder / CHECKPOINT_NAME).is_file()
-                    train(config, task, folder, resume=resume, reporter=self)
-            except FolderInUse:
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(_POLL)
-        return ended
-
-    def _classified(self, error: Exception) -> Outcome:
-        first_line = str(error).strip().partition("\n")[0]
-        if is_out_of_memory(error):
-            self._tasks.clear()
-            return Outcome("out of memory", first_line or "no memory left")
-        message = str(error)
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            message = f"{error.filename}: {error.strerror}"
-        passing = isinstance(error, FolderInUse)
-        passing |= isinstance(error, OSError) and error.errno in _PASSING
-        if isinstance(error, (ValueError, OSError, ImportError)):
-            return Outcome("again" if passing else "mend", message)
-        return Outcome("again", f"{type(error).__name__}: {first_line}")
+    def __init__(self, worker: _Worker, order: Order, trial: Ordered) -> None:
+        self._worker = worker
+        self._order = order
+        self._trial = trial
 
     def started(self, *, epochs_done: int, epochs: int, batches_per_epoch: int) -> None:
         """Leave a line on this attempt; the folder is held by this process by now."""
-        assert self._order is not None
-        folder = Path(self._order.folder)
+        folder = Path(self._trial.folder)
         attempt = {
             "node": socket.gethostname(),
             "ray_node": self._order.node,
@@ -164,14 +126,110 @@ class _Worker:
 
     def epoch_done(self, record: EpochRecord, *, is_best: bool) -> None:
         """Report an epoch, and wait if somebody decides now whether the trial goes on."""
-        assert self._order is not None
-        self._answer(kind="epoch", row=record.row())
-        if self._order.waits and self._commands.get() == STOP:
+        self._worker.answer(kind="epoch", number=self._trial.number, row=record.row())
+        if self._order.waits and self._worker.next_command() == STOP:
             raise _Stopped
 
-    def _answer(self, **answer: Any) -> None:
+
+class _Worker:
+    """Trains as it is ordered to."""
+
+    def __init__(self, commands: Queue[Any], answers: TextIO) -> None:
+        self._commands = commands
+        self._answers = answers
+        self._tasks = TaskCache()
+
+    def serve(self) -> None:
+        """Train until the input ends, which ends the process."""
+        while True:
+            order = Order.from_dict(self.next_command())
+            for number, ended in self._ends_of(order).items():
+                self.answer(kind="end", number=number, status=ended.status, message=ended.message)
+
+    def next_command(self) -> Any:
+        """Wait for it."""
+        return self._commands.get()
+
+    def answer(self, **answer: Any) -> None:
+        """Send a line of JSON."""
         self._answers.write(json.dumps(answer) + "\n")
         self._answers.flush()
+
+    def _ends_of(self, order: Order) -> dict[int | None, Outcome]:
+        """Train and tell how the trials ended, by number, or under None how all of them did."""
+        device = order.trials[0].settings["device"]
+        torch.set_num_threads(order.threads)
+        try:
+            with memory_limit(order.memory, device):
+                return self._train(order)
+        except _Stopped:
+            ended = Outcome("stopped")
+        except RUN_FAILURES as error:
+            ended = Outcome("failed", str(error))
+        except Exception as error:
+            ended = self._classified(error)
+        finally:
+            release_memory()
+            if device == "cuda" and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+        return {order.trials[0].number if len(order.trials) == 1 else None: ended}
+
+    def _train(self, order: Order) -> dict[int | None, Outcome]:
+        """Train those that have not ended yet; patient with folders that are still held."""
+        ends: dict[int | None, Outcome] = {}
+        give_up = time.monotonic() + _PATIENCE
+        while True:
+            for trial in order.trials:
+                if (ended := outcome(Path(trial.folder))) is not None:
+                    ends[trial.number] = ended
+            waiting = [trial for trial in order.trials if trial.number not in ends]
+            if not waiting:
+                return ends
+            try:
+                with warnings.catch_warnings():
+                    # Layers that a start leaves silent are what sweeps are about.
+                    warnings.simplefilter("ignore", ActivityWarning)
+                    ends |= self._failures(order, waiting)
+            except FolderInUse:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(_POLL)
+
+    def _failures(self, order: Order, trials: list[Ordered]) -> dict[int | None, Outcome]:
+        """Train trials; those whose loss is not finite any more, where others went on."""
+        data = None if order.data is None else Path(order.data)
+        configs = [TrainConfig.from_dict(trial.settings) for trial in trials]
+        of_seed: dict[int, Task] = {}  # the only setting in which their data may differ
+        for config in configs:
+            if config.data_seed not in of_seed:
+                of_seed[config.data_seed] = self._tasks.load(config, data)
+        tasks = [of_seed[config.data_seed] for config in configs]
+        folders = [Path(trial.folder) for trial in trials]
+        voices = [_Voice(self, order, trial) for trial in trials]
+        resume = any((folder / CHECKPOINT_NAME).is_file() for folder in folders)
+        if len(trials) == 1:
+            train(configs[0], tasks[0], folders[0], resume=resume, reporter=voices[0])
+            return {}
+        results = train_pack(configs, tasks, folders, resume=resume, reporters=voices)
+        return {
+            trial.number: Outcome("failed", str(result))
+            for trial, result in zip(trials, results, strict=True)
+            if isinstance(result, TrainingFailed)
+        }
+
+    def _classified(self, error: Exception) -> Outcome:
+        first_line = str(error).strip().partition("\n")[0]
+        if is_out_of_memory(error):
+            self._tasks.clear()
+            return Outcome("out of memory", first_line or "no memory left")
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
+        passing = isinstance(error, FolderInUse)
+        passing |= isinstance(error, OSError) and error.errno in _PASSING
+        if isinstance(error, (ValueError, OSError, ImportError)):
+            return Outcome("again" if passing else "mend", message)
+        return Outcome("again", f"{type(error).__name__}: {first_line}")
 
 
 def _listen(commands: Queue[Any], lines: TextIO) -> None:

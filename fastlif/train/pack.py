@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 from fastlif.train.config import TrainConfig
 from fastlif.train.logs import TensorBoardLog
@@ -15,7 +16,7 @@ from fastlif.train.side_by_side import RunsSideBySide
 from fastlif.train.task import Task
 from fastlif.versions import versions
 
-__all__ = ["check_pack", "train_pack"]
+__all__ = ["check_pack", "shape_of", "train_pack"]
 
 # What the networks of a pack need not have in common, besides the numbers of the bounds: what is
 # drawn at the start, the order of the samples, the samples themselves, the size of a step.
@@ -25,16 +26,21 @@ VARIED = (
 )  # fmt: skip
 
 
+def shape_of(config: TrainConfig) -> dict[str, Any]:
+    """The settings that runs of a pack must have in common, and their values."""
+    return {name: value for name, value in config.as_dict().items() if name not in VARIED}
+
+
 def check_pack(configs: Sequence[TrainConfig]) -> None:
     """ValueError with every setting in which runs differ that must agree to be trained as one."""
     if not configs:
         raise ValueError("configs must hold at least one run, got none")
-    first = configs[0].as_dict()
+    first = shape_of(configs[0])
     differences = [
         f"{name} is {first[name]!r} in run 0 and {value!r} in run {number}"
         for number, config in enumerate(configs)
-        for name, value in config.as_dict().items()
-        if name not in VARIED and value != first[name]
+        for name, value in shape_of(config).items()
+        if value != first[name]
     ]
     if differences:
         raise ValueError(
