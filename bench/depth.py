@@ -6,10 +6,9 @@ every layer behind the first one of 64 channels has stride 1 and keeps its lengt
 neurons, unless `--deep-stride 2` asks for the preset's.
 
 The limit holds for the whole process, PyTorch, data and parameters included: its data segment
-(RLIMIT_DATA) and its largest resident size must both stay below. A depth is counted first: the
-bytes that autograd keeps for one sample, times the batch, plus what a step takes beside (PyTorch,
-parameters, gradients), which is a line through real steps of two shallow networks. Then real steps,
-each in a process of its own, look for a depth that fits while the next one does not.
+(RLIMIT_DATA) and its largest resident size must both stay below. Real steps, each in a process of
+its own, look for a depth that fits while the next one does not; the line through those of two
+shallow networks says where to begin.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from bench.alone import Died, alone
 from bench.measure import peak_rss
 from bench.points import SIDES, Network, trainer_and_input
@@ -32,8 +29,7 @@ from fastlif.models import ConvSize, preset
 
 GIB = 1 << 30
 SPARE_BYTES = GIB // 2  # for the rest of the system
-SHALLOW = 3, 5  # layers of the networks whose working memory is measured
-MOST_LAYERS = 4096
+SHALLOW = 3  # layers, of which the last is as large as all that may follow
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Depth:
 
     n_layers: int | None  # None: no step was confirmed to fit in the time there was
     is_largest: bool  # whether a step with one layer more was tried and did not fit
-    counted: int
+    expected: int
     attempts: list[Attempt]
 
 
@@ -78,19 +74,6 @@ def deep_layers(n_layers: int, deep_stride: int) -> tuple[ConvSize, ...]:
     assert isinstance(wide, ConvSize)
     deep = dataclasses.replace(wide, stride=deep_stride)
     return (*narrow, wide, *[deep] * (n_layers - 3))[:n_layers]  # type: ignore[return-value]
-
-
-def counted_bytes(search: Search, n_layers: int, side: str) -> int:
-    """Bytes kept for backward and of the float or packed input, from one sample of the batch."""
-    network = search.network(n_layers).with_input(1, search.n_steps)
-    trainer, input = trainer_and_input(network, network.build(), side)
-    words = input if isinstance(input, torch.Tensor) else input.words
-    return (trainer.kept_bytes(input) + words.nbytes) * search.batch
-
-
-def step_bytes(search: Search, n_layers: int, side: str) -> int:
-    """Largest resident size of this process during one step of the whole batch."""
-    return _step(search, n_layers, side) or 0
 
 
 def limited_step(search: Search, n_layers: int, side: str) -> Attempt:
@@ -126,20 +109,8 @@ def attempt(search: Search, n_layers: int, side: str) -> Attempt:
         return Attempt(n_layers, False, None, str(death))
 
 
-def largest(fits: Callable[[int], bool], most: int = MOST_LAYERS) -> int:
-    """Largest n >= 0 with fits(n), by doubling and bisection; fits must fall, and fits(0) hold."""
-    low, high = 0, 1
-    while high <= most and fits(high):
-        low, high = high, 2 * high
-    high = min(high, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
 def search_depth(search: Search, side: str, deadline: float) -> Depth:
-    """Count, then confirm by real steps until `deadline` (of time.monotonic) at most.
+    """Guess, then confirm by real steps until `deadline` (of time.monotonic) at most.
 
     ValueError where the machine has less free memory than the limit.
     """
@@ -151,25 +122,25 @@ def search_depth(search: Search, side: str, deadline: float) -> Depth:
             f"a limit of {search.limit / GIB:.1f} GiB needs {SPARE_BYTES / GIB:.1f} GiB more of "
             f"free memory, there are {available / GIB:.1f} GiB: see --memory"
         )
-    beside = _line_beside(search, side)
-    counted = largest(lambda n: alone(counted_bytes, search, n, side) + beside(n) <= search.limit)
     attempts: dict[int, Attempt] = {}
 
     def fits(n_layers: int) -> bool:
-        attempts[n_layers] = attempt(search, n_layers, side)
+        if n_layers not in attempts:
+            attempts[n_layers] = attempt(search, n_layers, side)
         return attempts[n_layers].fits
 
-    best, is_largest = confirm(max(1, counted), fits, lambda: time.monotonic() > deadline)
-    return Depth(best, is_largest, counted, list(attempts.values()))
+    expected = SHALLOW
+    if fits(SHALLOW) and fits(SHALLOW + 1):
+        expected = _end_of_line(search.limit, attempts[SHALLOW], attempts[SHALLOW + 1])
+    best, is_largest = confirm(expected, fits, lambda: time.monotonic() > deadline)
+    return Depth(best, is_largest, expected, list(attempts.values()))
 
 
-def _line_beside(search: Search, side: str) -> Callable[[int], float]:
-    """Bytes that a step takes beside what autograd keeps, by the number of layers."""
-    found = [
-        alone(step_bytes, search, n, side) - alone(counted_bytes, search, n, side) for n in SHALLOW
-    ]
-    slope = (found[1] - found[0]) / (SHALLOW[1] - SHALLOW[0])
-    return lambda n_layers: found[0] + slope * (n_layers - SHALLOW[0])
+def _end_of_line(limit: int, first: Attempt, second: Attempt) -> int:
+    """How deep a network fits, if every layer takes what the last of the second one's takes."""
+    assert first.peak_rss is not None and second.peak_rss is not None  # both fit
+    per_layer = max(1, second.peak_rss - first.peak_rss)
+    return second.n_layers + (limit - second.peak_rss) // per_layer
 
 
 def confirm(
@@ -222,7 +193,7 @@ def available_bytes() -> float:
 def depth_text(side: str, depth: Depth, limit: int) -> str:
     """One line."""
     if depth.n_layers is None:
-        return f"  {side:<8} none confirmed, {depth.counted} by count"
+        return f"  {side:<8} none confirmed, {depth.expected} expected"
     tried = ", ".join(f"{one.n_layers}: {_attempt_text(one)}" for one in depth.attempts)
     bound = "" if depth.is_largest else "at least "
     return f"  {side:<8} {bound}{depth.n_layers} layers within {limit / GIB:.2f} GiB ({tried})"

@@ -65,7 +65,7 @@ SERIES: dict[str, Series] = {
         Series(
             "time",
             "steps",
-            (96, 320, 960, 3200, 9600),
+            (160, 500, 1600, 5000, 16000),
             (32, 64),
             dataclasses.replace(_CONV3, batch=16),
             lambda base, value: dataclasses.replace(base, n_steps=value),
@@ -73,7 +73,7 @@ SERIES: dict[str, Series] = {
         Series(
             "batch",
             "samples",
-            (4, 12, 40, 120, 400),
+            (8, 24, 80, 240, 800),
             (2, 4),
             dataclasses.replace(_CONV3, n_steps=352),
             lambda base, value: dataclasses.replace(base, batch=value),

@@ -18,7 +18,7 @@ import tests.compare
 from bench.__main__ import main
 from bench.alone import Died, alone
 from bench.check import CheckFailed
-from bench.depth import Attempt, Search, attempt, confirm, deep_layers, largest, search_depth
+from bench.depth import Attempt, Search, attempt, confirm, deep_layers, search_depth
 from bench.growth import SERIES, Plan, Series, run_series, slope
 from bench.measure import Spread, StepSpread
 from bench.points import (
@@ -163,12 +163,12 @@ def test_points_that_take_too_long_are_left_out_and_listed(monkeypatch, capsys):
 
     monkeypatch.setattr(bench.growth, "alone", fake)
     series = SERIES["time"]
-    result = run_series(series, Plan(5, time.monotonic() + 100, step_seconds=20.0))
+    result = run_series(series, Plan(5, time.monotonic() + 100, step_seconds=40.0))
     reached = {
         side: [point["value"] for point in result["points"] if side in point["sides"]]
         for side in ("fastlif", "loop")
     }
-    assert reached == {"fastlif": list(series.values), "loop": [96, 320, 960]}
+    assert reached == {"fastlif": list(series.values), "loop": [160, 500, 1600]}
     assert result["slope"] == {"fastlif": pytest.approx(1.0), "loop": pytest.approx(1.0)}
     assert [(one["side"], one["value"]) for one in result["skipped"]] == [
         ("loop", 3200),
@@ -192,18 +192,6 @@ def test_deep_layers_begin_like_the_preset():
         features = layer.plan(features, 1).emitted_features
         sizes.append(features)
     assert sizes[2:] == [(64, 88)] * 3
-
-
-@pytest.mark.parametrize("limit", [0, 1, 7, 8, 100])
-def test_the_largest_number_by_doubling_and_bisection(limit):
-    asked = []
-
-    def fits(n: int) -> bool:
-        asked.append(n)
-        return n <= limit
-
-    assert largest(fits) == limit
-    assert len(asked) <= 16 and largest(fits, most=5) == min(limit, 5)
 
 
 @pytest.mark.parametrize("guess", [1, 9, 10, 11, 14, 60])
@@ -239,22 +227,26 @@ def test_a_step_under_a_limit_fits_or_is_refused(side):
 
 
 @linux
-def test_the_search_counts_and_confirms(monkeypatch):
-    """Steps are made up: 100 MB and 10 MB a layer, of which 8 MB are kept."""
+def test_the_search_expects_and_confirms(monkeypatch):
+    """Steps are made up: 100 MB and 10 MB a layer."""
     monkeypatch.setattr(bench.depth, "available_bytes", lambda: 10 << 30)
 
     def made_up(function, search, n_layers, side):
-        if function is bench.depth.counted_bytes:
-            return 8 * MB * n_layers
-        if function is bench.depth.step_bytes:
-            return 100 * MB + 10 * MB * n_layers
-        fits = 100 * MB + 10 * MB * n_layers <= search.limit - 15 * MB
-        return Attempt(n_layers, fits, None, "" if fits else "too many")
+        size = 100 * MB + 10 * MB * n_layers
+        if size > search.limit - 15 * MB:
+            return Attempt(n_layers, False, None, "too many")
+        return Attempt(n_layers, True, size, "")
 
     monkeypatch.setattr(bench.depth, "alone", made_up)
     found = search_depth(Search(400 * MB), "loop", time.monotonic() + 100)
-    assert found.counted == 30 and found.n_layers == 28 and found.is_largest
-    assert [one.n_layers for one in found.attempts] == [30, 29, 27, 28]
+    assert found.expected == 30 and found.n_layers == 28 and found.is_largest
+    assert [one.n_layers for one in found.attempts] == [3, 4, 30, 29, 27, 28]
+    assert found.attempts[3].reason == "too many" and found.attempts[-1].fits
+    for layers, tried in ((3, [3, 4]), (2, [3, 2])):
+        limit = 100 * MB + 10 * MB * layers + 16 * MB
+        found = search_depth(Search(limit), "loop", time.monotonic() + 100)
+        assert (found.n_layers, found.is_largest, found.expected) == (layers, True, 3)
+        assert [one.n_layers for one in found.attempts] == tried
     monkeypatch.setattr(bench.depth, "available_bytes", lambda: 300 * MB)
     with pytest.raises(ValueError, match="free memory"):
         search_depth(Search(400 * MB), "loop", time.monotonic() + 100)
