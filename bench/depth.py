@@ -131,7 +131,12 @@ def search_depth(search: Search, side: str, deadline: float) -> Depth:
 
     expected = SHALLOW
     if fits(SHALLOW) and fits(SHALLOW + 1):
-        expected = _end_of_line(search.limit, attempts[SHALLOW], attempts[SHALLOW + 1])
+        first, second = attempts[SHALLOW], attempts[SHALLOW + 1]
+        expected = _end_of_line(search.limit, first, second)
+        # One layer more is little to go by; a third of the way, a step is still quick.
+        third = expected // 3
+        if third > SHALLOW + 1 and fits(third):
+            expected = _end_of_line(search.limit, second, attempts[third])
     best, is_largest = confirm(expected, fits, lambda: time.monotonic() > deadline)
     return Depth(best, is_largest, expected, list(attempts.values()))
 
@@ -139,7 +144,8 @@ def search_depth(search: Search, side: str, deadline: float) -> Depth:
 def _end_of_line(limit: int, first: Attempt, second: Attempt) -> int:
     """How deep a network fits, if every layer takes what the last of the second one's takes."""
     assert first.peak_rss is not None and second.peak_rss is not None  # both fit
-    per_layer = max(1, second.peak_rss - first.peak_rss)
+    per_layer = (second.peak_rss - first.peak_rss) // (second.n_layers - first.n_layers)
+    per_layer = max(1, per_layer)
     return second.n_layers + (limit - second.peak_rss) // per_layer
 
 

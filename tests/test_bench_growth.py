@@ -171,10 +171,10 @@ def test_points_that_take_too_long_are_left_out_and_listed(monkeypatch, capsys):
     assert reached == {"fastlif": list(series.values), "loop": [160, 500, 1600]}
     assert result["slope"] == {"fastlif": pytest.approx(1.0), "loop": pytest.approx(1.0)}
     assert [(one["side"], one["value"]) for one in result["skipped"]] == [
-        ("loop", 3200),
-        ("loop", 9600),
+        ("loop", 5000),
+        ("loop", 16000),
     ]
-    assert "64 s" in result["skipped"][0]["reason"]
+    assert "100 s" in result["skipped"][0]["reason"]
     over = run_series(series, Plan(5, time.monotonic() - 1))
     assert over["points"] == [] and len(over["skipped"]) == 10
     assert over["slope"] == {"fastlif": None, "loop": None}
@@ -240,8 +240,8 @@ def test_the_search_expects_and_confirms(monkeypatch):
     monkeypatch.setattr(bench.depth, "alone", made_up)
     found = search_depth(Search(400 * MB), "loop", time.monotonic() + 100)
     assert found.expected == 30 and found.n_layers == 28 and found.is_largest
-    assert [one.n_layers for one in found.attempts] == [3, 4, 30, 29, 27, 28]
-    assert found.attempts[3].reason == "too many" and found.attempts[-1].fits
+    assert [one.n_layers for one in found.attempts] == [3, 4, 10, 30, 29, 27, 28]
+    assert found.attempts[4].reason == "too many" and found.attempts[-1].fits
     for layers, tried in ((3, [3, 4]), (2, [3, 2])):
         limit = 100 * MB + 10 * MB * layers + 16 * MB
         found = search_depth(Search(limit), "loop", time.monotonic() + 100)
