@@ -30,7 +30,7 @@ from fastlif.models import ConvSize, preset
 
 DEEP = "layers"  # the search of bench.depth, beside the series
 STEP_SECONDS = 5.0  # a step that is expected to take longer is left out
-POINT_SECONDS = 3.0  # of timed steps, after which a point has enough
+POINT_SECONDS = 2.0  # of timed steps, after which a point has enough
 QUICK = 2, 32  # samples and steps
 
 
