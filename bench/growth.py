@@ -10,27 +10,32 @@ import dataclasses
 import json
 import math
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.alone import alone
+from bench.alone import Kept
 from bench.check import CheckFailed
 from bench.depth import GIB, Depth, Search, depth_text, quick_search, search_depth
 from bench.floors import measure_peak
-from bench.machine import describe_machine
-from bench.points import SIDES, Measured, Network, measure
+from bench.machine import OtherPrograms, describe_machine
+from bench.measure import StepTime
+from bench.points import SIDES, Footprint, Measured, Network, Point, measured
 from bench.text import BUSY, machine_text
 from fastlif.models import ConvSize, preset
 
 DEEP = "layers"  # the search of bench.depth, beside the series
 STEP_SECONDS = 5.0  # a step that is expected to take longer is left out
-POINT_SECONDS = 2.0  # of timed steps, after which a point has enough
+TURN_SECONDS = 0.3  # of steps of one point, before it is another's turn
+LEAST_TURNS = 3
+SIDE_SECONDS = 10.0  # of turns of all points of a side, after which they have enough
 QUICK = 2, 32  # samples and steps
 
 
@@ -118,7 +123,7 @@ SERIES: dict[str, Series] = {
 class Plan:
     """How much may be measured; times in seconds."""
 
-    repeats: int
+    repeats: int  # turns at most
     deadline: float  # of time.monotonic
     step_seconds: float = STEP_SECONDS
 
@@ -141,36 +146,76 @@ def slope(values: Sequence[float], seconds: Sequence[float]) -> float | None:
 def run_series(series: Series, plan: Plan) -> dict[str, Any]:
     """Measure all points; what is left out is listed with the reason.
 
-    A side's next step is expected to take as much longer as the value is larger, and left out when
-    that is more than `plan.step_seconds`.
+    The points of a side take turns, so that slow and fast phases of the machine meet all of them;
+    the slope is the median of the slopes of the rounds. A side's next step is expected to take as
+    much longer as the value is larger, and left out when that is more than `plan.step_seconds`.
     """
-    points: list[dict[str, Any]] = []
+    points: dict[float, dict[str, Any]] = {}
     skipped: list[dict[str, Any]] = []
-    found: dict[str, dict[float, float]] = {side: {} for side in SIDES}
-    for value in series.values:
-        sides: dict[str, Any] = {}
-        for side in SIDES:
-            reason = _reason_to_skip(found[side], value, plan)
-            if reason:
-                skipped.append({"side": side, "value": value, "reason": reason})
-                continue
-            measured = alone(measure, series.network(value), side, plan.repeats, POINT_SECONDS)
-            found[side][value] = measured.times.step.median
-            sides[side] = dataclasses.asdict(measured)
-            print(point_text(series, value, side, measured), flush=True)
-        if sides:
-            points.append({"value": value, "sides": sides})
-    slopes = {side: slope(list(known), list(known.values())) for side, known in found.items()}
+    slopes: dict[str, float | None] = {}
+    for side in SIDES:
+        with ExitStack() as processes:
+            found = _prepare(series, side, plan, processes, skipped)
+            turns, others_share = _take_turns(found, plan)
+            for value, (point, footprint) in found.items():
+                one = measured(footprint, turns[value], point.ask("densities"))
+                points.setdefault(value, {})[side] = dataclasses.asdict(one)
+                print(point_text(series, value, side, one), flush=True)
+        by_round = [
+            slope(list(turns), [own.step for own in one])
+            for one in zip(*turns.values(), strict=True)
+        ]
+        known = [one for one in by_round if one is not None]
+        slopes[side] = statistics.median(known) if known else None
+        if others_share is not None and others_share > BUSY:
+            print(f"  WARNING: other programs used {others_share:.0%} of the processor")
     shown = ", ".join(f"{side} {one:.3f}" for side, one in slopes.items() if one is not None)
     print(f"  log-log slope of the step over {series.variable}: {shown or 'too few points'}")
     return {
         "name": series.name,
         "variable": series.variable,
         "case": dataclasses.asdict(series.network(series.values[-1])),
-        "points": points,
+        "points": [{"value": value, "sides": points[value]} for value in sorted(points)],
         "slope": slopes,
         "skipped": skipped,
     }
+
+
+def _prepare(
+    series: Series,
+    side: str,
+    plan: Plan,
+    processes: ExitStack,
+    skipped: list[dict[str, Any]],
+) -> dict[float, tuple[Kept, Footprint]]:
+    """The points of a side, each checked and in a process that lives as long as `processes`."""
+    found: dict[float, tuple[Kept, Footprint]] = {}
+    seconds: dict[float, float] = {}
+    for value in series.values:
+        if reason := _reason_to_skip(seconds, value, plan):
+            skipped.append({"side": side, "value": value, "reason": reason})
+            continue
+        point = processes.enter_context(Kept(Point, series.network(value), side))
+        footprint = point.ask("footprint")
+        found[value], seconds[value] = (point, footprint), footprint.first_step
+    return found
+
+
+def _take_turns(
+    found: dict[float, tuple[Kept, Footprint]], plan: Plan
+) -> tuple[dict[float, list[StepTime]], float | None]:
+    """The turns of all points, round after round, and the share of the processor others used."""
+    turns: dict[float, list[StepTime]] = {value: [] for value in found}
+    others = OtherPrograms(
+        lambda: sum(point.ask("processor_seconds") for point, _ in found.values())
+    )
+    end = time.monotonic() + SIDE_SECONDS
+    for n_done in range(plan.repeats):
+        if n_done >= LEAST_TURNS and time.monotonic() > end:
+            break
+        for value, (point, _) in found.items():
+            turns[value].append(point.ask("turn", TURN_SECONDS))
+    return turns, others.share()
 
 
 def _reason_to_skip(known: dict[float, float], value: float, plan: Plan) -> str:
@@ -184,18 +229,16 @@ def _reason_to_skip(known: dict[float, float], value: float, plan: Plan) -> str:
     return ""
 
 
-def point_text(series: Series, value: float, side: str, measured: Measured) -> str:
+def point_text(series: Series, value: float, side: str, point: Measured) -> str:
     """One line: time, kept bytes, and what the step took beside these."""
-    step = measured.times.step
+    step = point.times.step
     text = (
         f"  {series.name} {value:<6g} {side:<8} {step.median:.4f} s [{step.smallest:.4f} - "
-        f"{step.largest:.4f}], kept {1e-6 * measured.kept_bytes:.1f} MB"
+        f"{step.largest:.4f}], kept {1e-6 * point.kept_bytes:.1f} MB"
     )
-    if measured.peak_rss is not None and measured.resident_before is not None:
-        beside = measured.peak_rss - measured.resident_before - measured.kept_bytes
-        text += f", peak {1e-6 * measured.peak_rss:.0f} MB, {1e-6 * beside:.0f} beside both"
-    if measured.others_share is not None and measured.others_share > BUSY:
-        text += f"; WARNING: other programs used {measured.others_share:.0%} of the processor"
+    if point.peak_rss is not None and point.resident_before is not None:
+        beside = point.peak_rss - point.resident_before - point.kept_bytes
+        text += f", peak {1e-6 * point.peak_rss:.0f} MB, {1e-6 * beside:.0f} beside both"
     return text
 
 
@@ -222,7 +265,7 @@ def add_parser(commands: Any) -> None:
     growth = commands.add_parser("growth", help="time and memory over the sizes of a step")
     growth.add_argument("series", nargs="*", metavar="SERIES", help=f"of {', '.join(names)}")
     growth.add_argument("--threads", type=int, help="CPU threads (default: 2; 1 with --quick)")
-    growth.add_argument("--repeats", type=int, help="timed steps of a point at most (default: 7)")
+    growth.add_argument("--repeats", type=int, help="turns of a point at most (default: 7)")
     growth.add_argument(
         "--minutes", type=float, default=15.0, help="after which nothing more begins (default: 15)"
     )

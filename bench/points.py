@@ -24,7 +24,6 @@ from bench.check import (
     network_plans,
     network_tensors,
 )
-from bench.machine import OtherPrograms
 from bench.measure import (
     StepSpread,
     StepTime,
@@ -45,7 +44,6 @@ from tests.compare import relative, replay
 SIDES = ("fastlif", "loop")
 N_CLASSES = 20
 BOUNDS = Regularization(upper_strength=0.01, v_upper=7.0)
-LEAST_REPEATS = 3
 CHECK_STEPS, CHECK_SAMPLES = 40, 2
 STEPS_PER_LAYER = 15  # more to check, as spikes reach a layer that much later
 TUNING_STEPS, TUNING_SAMPLES, TUNING_ROUNDS = 200, 8, 12
@@ -194,47 +192,76 @@ def trainer_and_input(
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """Memory of training steps, in bytes, and how long the first one took, in seconds."""
+
+    first_step: float
+    kept_bytes: int
+    peak_rss: int | None  # of the process, during one step
+    resident_before: int | None  # of the process, before that step: PyTorch, data and parameters
+
+
+@dataclass(frozen=True)
 class Measured:
     """Training steps of one side; times in seconds, memory in bytes."""
 
     times: StepSpread
-    repeats: int
+    repeats: int  # turns
     kept_bytes: int
     peak_rss: int | None  # of the process, during one step
     resident_before: int | None  # of the process, before that step: PyTorch, data and parameters
     densities: list[float]  # spikes per neuron and step of every layer
-    others_share: float | None  # of the processor, used by other programs meanwhile
 
 
-def measure(network: Network, side: str, repeats: int, seconds: float) -> Measured:
-    """Check, then time up to `repeats` steps, no more after `seconds` but at least three.
+class Point:
+    """Training steps of one side on one network, whose results have been checked.
 
     Raises CheckFailed instead of giving times of wrong results.
     """
-    if side not in SIDES:
-        raise ValueError(f"side must be one of {', '.join(SIDES)}; got {side!r}")
-    model = tuned_network(network)
-    check_network(network, model, side)
-    trainer, input = trainer_and_input(network, model, side)
-    release_freed_memory()
-    before = resident_bytes()
-    peak = peak_rss(lambda: trainer.step(input))
-    kept = trainer.kept_bytes(input)
-    others, deadline = OtherPrograms(), time.monotonic() + seconds
-    times: list[StepTime] = []
-    while len(times) < repeats:
-        if len(times) >= LEAST_REPEATS and time.monotonic() > deadline:
-            break
-        times.append(trainer.step(input))
-    share = others.share()
+
+    def __init__(self, network: Network, side: str) -> None:
+        if side not in SIDES:
+            raise ValueError(f"side must be one of {', '.join(SIDES)}; got {side!r}")
+        self._n_steps = network.n_steps
+        model = tuned_network(network)
+        check_network(network, model, side)
+        self._trainer, self._input = trainer_and_input(network, model, side)
+
+    def footprint(self) -> Footprint:
+        """Of the first step, and what a step keeps."""
+        release_freed_memory()
+        before, begin = resident_bytes(), time.perf_counter()
+        peak = peak_rss(lambda: self._trainer.step(self._input))
+        first = time.perf_counter() - begin
+        return Footprint(first, self._trainer.kept_bytes(self._input), peak, before)
+
+    def turn(self, seconds: float) -> StepTime:
+        """The median of steps one after the other, as many as begin within some seconds."""
+        times: list[StepTime] = []
+        end = time.monotonic() + seconds
+        while not times or time.monotonic() < end:
+            times.append(self._trainer.step(self._input))
+        times.sort(key=lambda one: one.step)
+        return times[len(times) // 2]
+
+    def densities(self) -> list[float]:
+        """Spikes per neuron and step of every layer."""
+        return layer_densities(self._trainer.forward, self._input, self._n_steps)
+
+    def processor_seconds(self) -> float:
+        """Processor time that this process has taken."""
+        return time.process_time()
+
+
+def measured(footprint: Footprint, turns: list[StepTime], densities: list[float]) -> Measured:
+    """What is known of a point at the end."""
     return Measured(
-        times=StepSpread.of(times),
-        repeats=len(times),
-        kept_bytes=kept,
-        peak_rss=peak,
-        resident_before=before,
-        densities=layer_densities(trainer.forward, input, network.n_steps),
-        others_share=share,
+        times=StepSpread.of(turns),
+        repeats=len(turns),
+        kept_bytes=footprint.kept_bytes,
+        peak_rss=footprint.peak_rss,
+        resident_before=footprint.resident_before,
+        densities=densities,
     )
 
 
