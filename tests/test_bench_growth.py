@@ -204,16 +204,17 @@ def test_points_that_take_too_long_are_left_out_and_listed(monkeypatch):
         side: [point["value"] for point in result["points"] if side in point["sides"]]
         for side in ("fastlif", "loop")
     }
-    assert reached == {"fastlif": list(series.values), "loop": [160, 500, 1600]}
+    assert reached == {"fastlif": list(series.values), "loop": [320, 1000]}
     assert all(
         side["repeats"] == 5 for point in result["points"] for side in point["sides"].values()
     )
     assert result["slope"] == {"fastlif": pytest.approx(1.0), "loop": pytest.approx(1.0)}
     assert [(one["side"], one["value"]) for one in result["skipped"]] == [
-        ("loop", 5000),
-        ("loop", 16000),
+        ("loop", 3200),
+        ("loop", 10000),
+        ("loop", 32000),
     ]
-    assert "100 s" in result["skipped"][0]["reason"]
+    assert "64 s" in result["skipped"][0]["reason"]
     over = run_series(series, Plan(5, time.monotonic() - 1))
     assert over["points"] == [] and len(over["skipped"]) == 10
     assert over["slope"] == {"fastlif": None, "loop": None}
