@@ -32,10 +32,10 @@ from bench.text import BUSY, machine_text
 from fastlif.models import ConvSize, preset
 
 DEEP = "layers"  # the search of bench.depth, beside the series
-STEP_SECONDS = 5.5  # a step that is expected to take longer is left out
+STEP_SECONDS = 11.0  # a step that is expected to take longer is left out
 TURN_SECONDS = 0.3  # of steps of one point, before it is another's turn
 LEAST_TURNS = 3
-SIDE_SECONDS = 10.0  # of turns of all points of a side, after which they have enough
+SIDE_SECONDS = 6.0  # of turns of all points of a side, after which they have enough
 QUICK = 2, 32  # samples and steps
 
 
@@ -72,7 +72,7 @@ SERIES: dict[str, Series] = {
             "steps",
             (320, 1000, 3200, 10000, 32000),
             (32, 64),
-            dataclasses.replace(_CONV3, batch=16),
+            dataclasses.replace(_CONV3, batch=32),
             lambda base, value: dataclasses.replace(base, n_steps=value),
         ),
         Series(
@@ -80,7 +80,7 @@ SERIES: dict[str, Series] = {
             "samples",
             (10, 30, 100, 300, 1000),
             (2, 4),
-            dataclasses.replace(_CONV3, n_steps=352),
+            dataclasses.replace(_CONV3, n_steps=704),
             lambda base, value: dataclasses.replace(base, batch=value),
         ),
         Series(

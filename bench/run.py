@@ -113,7 +113,9 @@ def run_case(
         reason = OPPONENTS[name].missing() or OPPONENTS[name].refuses(plans)
         if reason is not None:
             skipped[name] = reason
-    fused = [FASTLIF] if case.input_gradient else [FASTLIF, FASTLIF_FLOAT]
+    fused = [FASTLIF]
+    if case.is_key and not case.input_gradient:
+        fused.append(FASTLIF_FLOAT)
     names = [*fused, *(name for name in opponents if name not in skipped)]
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "network.pt"
