@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["NO_MEMORY", "is_out_of_memory", "memory_limit"]
+__all__ = ["NO_MEMORY", "check_device", "is_out_of_memory", "memory_limit"]
 
 # What PyTorch's allocator, oneDNN, the start of a thread, the loader of libraries and a kernel's
 # thread say when they get no memory.
@@ -19,6 +19,8 @@ NO_MEMORY = (
     "can't start new thread",
     "failed to map segment",
     "bad_alloc",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
 )
 
 
@@ -33,6 +35,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def check_device(name: str) -> None:
+    """ValueError where "cuda" is asked for and torch cannot use a GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device 'cuda' needs a GPU that torch {torch.__version__} can use")
+
+
 @contextmanager
 def memory_limit(n_bytes: int | None, device: str) -> Iterator[None]:
     """Let this process take so many bytes at most while the context lasts.
@@ -43,10 +51,14 @@ def memory_limit(n_bytes: int | None, device: str) -> Iterator[None]:
     Args:
         n_bytes: the limit; None: there is none.
         device: "cpu" or "cuda".
+
+    Raises:
+        ValueError: there is a limit, and no GPU for it.
     """
     if n_bytes is None:
         yield
     elif device == "cuda":
+        check_device(device)
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, n_bytes / total))
         try:

@@ -53,14 +53,19 @@ def _smorms3(
 
 
 def suits(parameter: Tensor, state: dict[str, Tensor]) -> bool:
-    """Whether the kernel takes a parameter; not while torch.compile looks, which fuses better."""
+    """Whether the kernel takes a parameter with a gradient; not while torch.compile looks, which fuses better."""
+    tensors = (parameter, parameter.grad, *state.values())
     return (
         parameter.device.type == "cpu"
         and parameter.dtype in DTYPES
         and type(parameter) in (Tensor, nn.Parameter)
         and all(
-            tensor.dtype == parameter.dtype and tensor.is_contiguous()
-            for tensor in (parameter, *state.values())
+            tensor is not None
+            and tensor.shape == parameter.shape
+            and tensor.dtype == parameter.dtype
+            and tensor.device == parameter.device
+            and (tensor.is_contiguous() or tensor is parameter.grad)
+            for tensor in tensors
         )
         and extension.is_available()
         and not torch.compiler.is_compiling()
@@ -78,7 +83,7 @@ def update(
     lr = []
     for rate in rates:
         if not isinstance(rate, Tensor):
-            rate = known.setdefault(rate, torch.tensor(rate, dtype=torch.float64))
+            rate = known.setdefault(rate, torch.tensor(rate, dtype=torch.float64, device="cpu"))
         lr.append(rate)
     torch.ops.fastlif.smorms3(
         parameters,

@@ -90,6 +90,7 @@ def run(
     """
     # Imported here: it takes a second or two, which no other command should pay.
     from fastlif.sweep import read_spec
+    from fastlif.sweep.packs import check_pack_size
     from fastlif.sweep.paper import sweep_path
 
     console = Console()
@@ -102,6 +103,7 @@ def run(
             default_data=data if from_environment else None,
         )
         folder = Path("runs") / "sweeps" / spec.name if out is None else out
+        check_pack_size(spec, pack)
         if dry_run:
             from fastlif.cli.sweep_plan import print_plan
 

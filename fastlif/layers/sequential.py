@@ -98,6 +98,13 @@ class Sequential(nn.Sequential):
                         f"{type(part).__name__} needs a dense input: give input.unpack(), "
                         "not PackedSpikes"
                     )
+                members = [one for one in part.modules() if isinstance(one, StackMember)]
+                if shared_input and any(member.networks > 1 for member in members):
+                    raise ValueError(
+                        "shared_input must reach the first layer: it lies in a "
+                        f"{type(part).__name__} that is called as a module, because of its hooks, "
+                        "skip connections or own forward; give the samples of all networks"
+                    )
                 signal = part(signal)
                 continue
             layer, is_layer = part[0], [isinstance(member, StackLayer) for member in part]

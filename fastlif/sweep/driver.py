@@ -35,6 +35,9 @@ _QUIET = {
 }
 # Makes Ray take 127.0.0.1 for the address of this machine; read when Ray is imported.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Where a machine has no memory left, the system ends the process that takes most, which trains. Ray
+# would end the one that speaks to it, with an error that Tune takes for its own.
+_OWN_RAY = _LOOPBACK | {"RAY_memory_monitor_refresh_ms": "0"}
 
 
 class SweepStopped(ValueError):
@@ -109,7 +112,7 @@ def run_trials(
         SweepStopped: see there; trials that ran go on from their checkpoints the next time.
         ValueError: the machine has not what a trial takes, or no cluster answers.
     """
-    with _settings(_QUIET if address else _QUIET | _LOOPBACK):
+    with _settings(_QUIET if address else _QUIET | _OWN_RAY):
         _import_ray()
         from fastlif.sweep import tuning
 

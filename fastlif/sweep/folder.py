@@ -13,6 +13,7 @@ from typing import Any
 from fastlif.files import write_atomically
 from fastlif.models import build
 from fastlif.sweep.spec import SweepSpec, Trial
+from fastlif.train.config import FREE_SETTINGS
 from fastlif.train.run import CHECKPOINT_NAME
 from fastlif.versions import versions
 
@@ -43,7 +44,7 @@ def check_same_sweep(spec: SweepSpec, folder: Path, *, resume: bool) -> None:
     """ValueError if another sweep lies in a folder, or this one and `resume` is False.
 
     What a sweep that goes on may change is what the result of a finished trial does not depend on:
-    resources, scheduler, retries and what is reported.
+    resources but for a change of device, scheduler, retries and what is reported.
     """
     if (folder / SWEEP_NAME).is_file():
         there = load_sweep(folder)
@@ -112,7 +113,11 @@ def _difference(there: dict[str, Any], spec: SweepSpec) -> str:
     if n_there != n_here:
         return f"it has {n_there} trials, and this one {n_here}"
     for old, new in zip(there["trials"], here, strict=True):
-        names = [key for key in new["settings"] if old["settings"].get(key) != new["settings"][key]]
+        names = [
+            key
+            for key in new["settings"]
+            if key not in FREE_SETTINGS and old["settings"].get(key) != new["settings"][key]
+        ]
         if names:
             values = ", ".join(
                 f"{name} is {old['settings'].get(name)!r} there and {new['settings'][name]!r} here"

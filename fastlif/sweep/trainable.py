@@ -83,19 +83,23 @@ class TrialActor(tune.Trainable):
             self._begin()
         elif self._waits_for_word and self._process is not None:
             self._process.tell(GO_ON)
+            self._charged_at = time.monotonic()
         self._waits_for_word = False
         while not self._ends:
             if not self._running:
+                if not self._orders:
+                    self._begun = False
+                    raise TrialLost(self._losses[0])
                 self._order(self._orders.pop(0))
             answer = self._answer()
             if answer["kind"] == "epoch":
                 self._waits_for_word = self._job.waits
                 return {"number": answer["number"], **answer["row"]}
             if answer["status"] == "mend":
-                return self._broken(answer["message"])
+                return self._broken(answer["message"], answer["number"])
             self._end(answer["number"], answer["status"], answer["message"])
         number, ended = self._ends.pop(0)
-        is_last = not self._ends and not self._running and not self._orders
+        is_last = not (self._ends or self._running or self._orders or self._losses)
         return {
             "number": number,
             "status": ended.status,
@@ -109,6 +113,7 @@ class TrialActor(tune.Trainable):
         self._ends: list[tuple[int, Outcome]] = []  # that are not reported yet
         self._orders: list[list[Trial]] = []  # that are not given yet
         self._running: list[Trial] = []  # of the order that was given, without those that ended
+        self._losses: list[str] = []  # of trials, each tried alone, that another attempt may finish
         self._waits_for_word = False
 
     def _begin(self) -> None:
@@ -133,6 +138,7 @@ class TrialActor(tune.Trainable):
         """
         resources = self._job.resources
         self._running = trials
+        self._charged_at = time.monotonic()
         self._seconds_left = math.inf
         if resources.hours is not None:
             spent = sum(_seconds(self._folder(trial)) for trial in trials)
@@ -158,22 +164,29 @@ class TrialActor(tune.Trainable):
     def _answer(self) -> dict[str, Any]:
         """The next answer of the training process, or what its death or its silence means."""
         assert self._process is not None
-        begun = time.monotonic()
+        self._charge()
         try:
             left = self._seconds_left
             answer = self._process.answer(None if math.isinf(left) else max(0.0, left))
-            self._seconds_left -= time.monotonic() - begun
+            self._charge()
         except WorkerDied as death:
             self._process = None
             status = "out of memory" if death.out_of_memory else "again"
             answer = {"kind": "end", "number": None, "status": status, "message": str(death)}
         if answer is None:
             self.cleanup()
+            assert self._job.resources.hours is not None
             message = f"above {self._job.resources.hours:g} hours"
             if len(self._running) > 1:
                 message += " for each of those side by side"
             answer = {"kind": "end", "number": None, "status": "out of time", "message": message}
         return answer
+
+    def _charge(self) -> None:
+        """Take the time since it was last taken from what is left: training goes on meanwhile."""
+        now = time.monotonic()
+        self._seconds_left -= now - self._charged_at
+        self._charged_at = now
 
     def _end(self, number: int | None, status: str, message: str) -> None:
         """Take down how a trial ended, or all that run; or give them once more, one by one."""
@@ -184,11 +197,10 @@ class TrialActor(tune.Trainable):
             # What ran with it or before it may be to blame: a new process decides.
             self.cleanup()
             self._orders += [[trial] for trial in concerned]
-        elif status == "failed" and together:
+        elif status in ("failed", "again") and together:
             self._orders += [[trial] for trial in concerned]
         elif status == "again":
-            self._begun = False
-            raise TrialLost(message)
+            self._losses.append(message)
         else:
             for trial in concerned:
                 ended = Outcome(status, message)
@@ -196,9 +208,10 @@ class TrialActor(tune.Trainable):
                     record(self._folder(trial), ended, trial.config, self._job.resources)
                 self._ends.append((trial.number, outcome(self._folder(trial)) or ended))
 
-    def _broken(self, message: str) -> dict[str, Any]:
+    def _broken(self, message: str, number: int | None = None) -> dict[str, Any]:
         self._running = []
-        return {"number": self._trials[0].number, "done": True, "mend": message}
+        number = self._trials[0].number if number is None else number
+        return {"number": number, "done": True, "mend": message}
 
     def _become_idle(self) -> None:
         """Leave the training process without a trial: stopped, or ended if it cannot stop."""

@@ -131,6 +131,8 @@ class Watch(tune.Callback):
         if "mend" in result:
             raise SweepStopped(f"trial {self._ledger.name(number)}: {result['mend']}")
         if "status" in result:
+            if self._ledger.pace.has_ended(number):
+                return  # said again by an actor that took over from a lost one
             ended = Outcome(result["status"], result["message"])
             self._ledger.ended(number, ended, recorded=True)
             return

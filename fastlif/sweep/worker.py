@@ -138,13 +138,21 @@ class _Worker:
         self._commands = commands
         self._answers = answers
         self._tasks = TaskCache()
+        self._told: set[int | None] = set()  # of the order, whose ends were answered
 
     def serve(self) -> None:
         """Train until the input ends, which ends the process."""
         while True:
             order = Order.from_dict(self.next_command())
+            self._told.clear()
             for number, ended in self._ends_of(order).items():
-                self.answer(kind="end", number=number, status=ended.status, message=ended.message)
+                self._tell_end(number, ended)
+
+    def _tell_end(self, number: int | None, ended: Outcome) -> None:
+        """Once for each trial of an order."""
+        if number not in self._told:
+            self._told.add(number)
+            self.answer(kind="end", number=number, status=ended.status, message=ended.message)
 
     def next_command(self) -> Any:
         """Wait for it."""
@@ -210,16 +218,21 @@ class _Worker:
         if len(trials) == 1:
             train(configs[0], tasks[0], folders[0], resume=resume, reporter=voices[0])
             return {}
-        results = train_pack(configs, tasks, folders, resume=resume, reporters=voices)
-        return {
-            trial.number: Outcome("failed", str(result))
-            for trial, result in zip(trials, results, strict=True)
-            if isinstance(result, TrainingFailed)
-        }
+        failed: dict[int | None, Outcome] = {}
+
+        def tell(place: int, failure: TrainingFailed) -> None:
+            """At once, as the others may go on for hours."""
+            number, ended = trials[place].number, Outcome("failed", str(failure))
+            failed[number] = ended
+            self._tell_end(number, ended)
+
+        train_pack(configs, tasks, folders, resume=resume, reporters=voices, on_failure=tell)
+        return failed
 
     def _classified(self, error: Exception) -> Outcome:
         first_line = str(error).strip().partition("\n")[0]
-        if is_out_of_memory(error):
+        of_file = isinstance(error, OSError) and error.filename is not None
+        if is_out_of_memory(error) and not (of_file and error.errno in _PASSING):
             self._tasks.clear()
             return Outcome("out of memory", first_line or "no memory left")
         message = str(error)

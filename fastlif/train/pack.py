@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastlif.train.config import TrainConfig
 from fastlif.train.logs import TensorBoardLog
@@ -55,6 +55,7 @@ def train_pack(
     *,
     resume: bool = False,
     reporters: Sequence[Reporter | None] | None = None,
+    on_failure: Callable[[int, TrainingFailed], object] | None = None,
 ) -> list[TrainResult | TrainingFailed]:
     """Train runs whose networks have one shape as one, each as `train` trains it alone.
 
@@ -69,6 +70,7 @@ def train_pack(
     resume: go on with the runs that are in the folders. Those without a checkpoint, of which not
         all may be, begin.
     reporters: told of the progress of each run.
+    on_failure: called with the place of a run and why it failed, when it does.
 
     Returns for each run its result, or why it failed: a run whose loss is no longer finite leaves
     the others as they are and its folder as it was after its last good epoch.
@@ -100,8 +102,9 @@ def train_pack(
                     run.test_set = other.test_set
                     break
             log = TensorBoardLog(folder / "tensorboard", epochs_done=run.epoch)
-            members.append(_Member(run, open_until_the_end.enter_context(closing(log)), reporter))
-        _train(members)
+            log = open_until_the_end.enter_context(closing(log))
+            members.append(_Member(len(members), run, log, reporter))
+        _train(members, on_failure)
         finished = [member for member in members if member.failure is None]
         if finished:
             runs = RunsSideBySide([member.run for member in finished])
@@ -115,7 +118,10 @@ def train_pack(
 class _Member:
     """A run, and what goes with it to its end."""
 
-    def __init__(self, run: Run, log: TensorBoardLog, reporter: Reporter | None) -> None:
+    def __init__(
+        self, place: int, run: Run, log: TensorBoardLog, reporter: Reporter | None
+    ) -> None:
+        self.place = place
         self.run = run
         self.log = log
         self.reporter = reporter
@@ -129,19 +135,26 @@ class _Member:
             )
 
 
-def _train(members: list[_Member]) -> None:
+OnFailure: TypeAlias = Callable[[int, TrainingFailed], object] | None
+
+
+def _train(members: list[_Member], on_failure: OnFailure) -> None:
     """All epochs of all runs: those that are behind until they have caught up, then together."""
     while True:
-        active = [member for member in members if member.failure is None]
+        active = [
+            member
+            for member in members
+            if member.failure is None and member.run.epoch < member.run.config.all_epochs
+        ]
+        if not active:
+            return
         done = {member.run.epoch for member in active}
         stops = sorted(done | {member.run.config.all_epochs for member in active})
-        if len(stops) < 2:
-            return
         behind = [member for member in active if member.run.epoch == stops[0]]
-        _train_until(stops[1], behind)
+        _train_until(stops[1], behind, on_failure)
 
 
-def _train_until(last: int, members: list[_Member]) -> None:
+def _train_until(last: int, members: list[_Member], on_failure: OnFailure) -> None:
     runs = RunsSideBySide([member.run for member in members])
     reporters = [member.reporter for member in members if member.reporter is not None]
     for epoch in range(members[0].run.epoch + 1, last + 1):
@@ -156,6 +169,8 @@ def _train_until(last: int, members: list[_Member]) -> None:
                 check_finite(scores, epoch)
             except TrainingFailed as failure:
                 member.failure = failure
+                if on_failure is not None:
+                    on_failure(member.place, failure)
                 continue
             record = epoch_record(member.run, epoch, scores, validation, seconds)
             end_epoch(member.run, record, member.log, member.reporter)

@@ -13,6 +13,7 @@ from fastlif.data import SampleSource
 from fastlif.init.activity import warn_of_activity
 from fastlif.layers import Sequential
 from fastlif.losses import max_over_time_cross_entropy
+from fastlif.memory import check_device
 from fastlif.models import build
 from fastlif.train.batches import epoch_generator, training_batches
 from fastlif.train.checkpoint import (
@@ -83,7 +84,7 @@ class Run:
         self.best_epoch = 0
         self.best_model: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
-        _check_device(config.device)
+        check_device(config.device)
         # Imported here: it takes seconds, which a look at finished runs should not.
         from lightning_fabric import Fabric
 
@@ -93,6 +94,8 @@ class Run:
         self.model = fabric.setup_module(self.network)
         # After the move: the optimizer's state is made, and restored, where the parameters are.
         self.optimizer = make_optimizer(self.network, config, self.device)
+        if processes.are_several:
+            processes.check_equal({"resume": resume})  # loading is done together too
         if resume:
             self._restore()
         self._phase: Phase | None = None  # for which the step was made
@@ -275,8 +278,3 @@ def build_network(config: TrainConfig, task: Task) -> Sequential:
         dt=config.dt,
         backend=config.backend,
     )
-
-
-def _check_device(name: str) -> None:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device 'cuda' needs a GPU that torch {torch.__version__} can use")
