@@ -53,7 +53,10 @@ def _smorms3(
 
 
 def suits(parameter: Tensor, state: dict[str, Tensor]) -> bool:
-    """Whether the kernel takes a parameter with a gradient; not while torch.compile looks, which fuses better."""
+    """Whether the kernel takes a parameter with a gradient.
+
+    Not while torch.compile looks, which fuses better, and nothing whose sizes do not fit.
+    """
     tensors = (parameter, parameter.grad, *state.values())
     return (
         parameter.device.type == "cpu"

@@ -112,3 +112,23 @@ def test_other_parameters_are_updated_with_lists() -> None:
     for parameter in (half, turned, small):
         expected = torch.full_like(parameter, 1.0 - 0.1 * 2.0**0.5)
         torch.testing.assert_close(parameter, expected)
+
+
+def test_a_state_of_another_shape_is_refused_as_ever() -> None:
+    small, large = torch.ones(3, requires_grad=True), torch.ones(70, requires_grad=True)
+    saved, optimizer = SMORMS3([small]), SMORMS3([large])
+    for parameter in (small, large):
+        parameter.grad = torch.ones_like(parameter)
+    saved.step()
+    optimizer.load_state_dict(saved.state_dict())
+    assert not optim_cpu.suits(large, optimizer.state[large])
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        optimizer.step()
+
+
+def test_the_default_device_of_torch_does_not_matter() -> None:
+    parameter = torch.ones(3, requires_grad=True)
+    parameter.grad = torch.ones(3)
+    with torch.device("meta"):
+        SMORMS3([parameter], lr=0.1).step()
+    torch.testing.assert_close(parameter, torch.full((3,), 1.0 - 0.1 * 2.0**0.5))

@@ -159,6 +159,8 @@ def test_an_interrupted_pack_goes_on(tmp_path: Path) -> None:
     assert_same(place, tmp_path / "alone")
     train_pack(configs, task, folders, resume=True)  # nothing is left to do but the test
     assert_same(place, tmp_path / "alone")
+    fewer = [replace(one, epochs=2) for one in configs]  # with priming 3, which they have passed
+    assert [result.epochs for result in train_pack(fewer, task, folders, resume=True)] == [5] * 3
 
 
 def test_a_run_of_a_pack_goes_on_alone(tmp_path: Path) -> None:
@@ -176,8 +178,9 @@ def test_a_run_that_diverges_leaves_the_others_alone(tmp_path: Path) -> None:
     configs = configs_of("randman")
     configs[1] = replace(configs[1], regularization=bad)
     task, folders = tiny_task("randman"), folders_in(tmp_path / "pack", 3)
-    results = train_pack(configs, task, folders)
-    assert isinstance(results[1], TrainingFailed)
+    told: list[Any] = []
+    results = train_pack(configs, task, folders, on_failure=lambda *one: told.append(one))
+    assert isinstance(results[1], TrainingFailed) and told == [(1, results[1])]
     assert "loss must stay finite" in str(results[1]) and "in epoch 1" in str(results[1])
     assert not (folders[1] / "result.json").exists() and not (folders[1] / CHECKPOINT).exists()
     with pytest.raises(TrainingFailed, match=r"got .* in epoch 1") as failure:

@@ -171,6 +171,22 @@ def test_layers_that_cannot_run_as_one_stack():
     assert torch.equal(single, torch.cat([network[0](spikes) for network in networks], 1))
 
 
+def test_an_input_that_would_not_reach_all_networks_is_refused():
+    networks = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        block = fastlif.Sequential(fastlif.LIFLinear(9, 16), fastlif.LIFLinear(16, 16))
+        networks.append(fastlif.Sequential(block, fastlif.LIReadout(16, 3)))
+    model = side_by_side(networks)
+    spikes = (torch.rand(30, 4, 9, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    scores = model(spikes, shared_input=True)
+    assert torch.equal(scores, torch.cat([network(spikes) for network in networks]))
+    model[0].register_forward_hook(lambda *args: None)
+    with pytest.raises(ValueError, match="shared_input must reach the first layer.*Sequential"):
+        model(spikes, shared_input=True)
+    assert torch.equal(model(torch.cat([spikes, spikes], 1)), scores)
+
+
 def test_what_cannot_stand_side_by_side():
     one, two = networks_of("randman", 2)
     with pytest.raises(ValueError, match="at least one network"):

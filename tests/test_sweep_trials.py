@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,13 +138,59 @@ def test_each_of_trials_side_by_side_ends_as_it_does_alone(
         assert ended == Outcome("failed", found[number]["message"])
 
 
+def test_a_trial_that_diverges_is_known_before_the_others_end(
+    folder: Path, process: TrainingProcess
+) -> None:
+    first, second = (
+        tiny_trial(number, optimizer="sgd", epochs=20, lr=lr)
+        for number, lr in ((0, 0.1), (1, 1e38))
+    )
+    actor = actor_of(folder, first, process, second)
+    found = [actor.step()]
+    while not found[-1].get("done"):
+        found.append(actor.step())
+    said = [(one["number"], one.get("status", one.get("epoch"))) for one in found]
+    assert said[-1] == (0, "finished")
+    assert said.index((1, "failed")) < said.index((0, 15))
+
+
+class Crashing:
+    """A training process that ends when it is given a trial with this number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.orders: list[list[int]] = []
+
+    def order(self, order: Order) -> None:
+        self.orders.append([trial.number for trial in order.trials])
+
+    def answer(self, timeout: float | None = None) -> dict[str, Any]:
+        if self.number in self.orders[-1]:
+            return {"kind": "end", "number": None, "status": "again", "message": "it crashed"}
+        (number,) = self.orders[-1]
+        return {"kind": "end", "number": number, "status": "failed", "message": "made up"}
+
+
+def test_one_that_crashes_takes_no_others_with_it(folder: Path) -> None:
+    trials = [tiny_trial(number) for number in range(3)]
+    crashing: Any = Crashing(1)
+    actor = actor_of(folder, trials[0], crashing, *trials[1:])
+    for number in (0, 2):
+        result = actor.step()
+        assert (result["number"], result["status"], result["done"]) == (number, "failed", False)
+    assert crashing.orders == [[0, 1, 2], [0], [1], [2]]
+    with pytest.raises(TrialLost, match="it crashed"):
+        actor.step()
+
+
 def test_a_trial_waits_for_a_folder_in_use(folder: Path, process: TrainingProcess) -> None:
     trial = tiny_trial(0)
     actor = actor_of(folder, trial, process)
     with held_by_this_process(folder / trial.name):
         process.order(order_of(trial, folder))
         assert process.answer(timeout=1.0) is None
-    actor._begun, actor._running, actor._seconds_left = True, [trial], 1e9
+    actor._begun, actor._running = True, [trial]
+    actor._seconds_left, actor._charged_at = 1e9, time.monotonic()
     assert end_of(actor)["status"] == "finished"
 
 
@@ -314,10 +361,24 @@ def test_an_error_of_the_driver_s_own_stops_the_sweep_as_itself() -> None:
     watch = Watch(Ledger(full))
     stop = Stop(watch)
     assert not stop.stop_all()
+    watch._ledger.pace = SimpleNamespace(has_ended=lambda number: False)
     result = {"number": 0, "done": True, "status": "finished", "message": ""}
     trial = SimpleNamespace(config={"numbers": [0]})
     watch.on_trial_result(iteration=1, trials=[], trial=trial, result=result)
     assert watch.broken is full and stop.stop_all()
+
+
+def test_an_end_that_is_said_twice_counts_once() -> None:
+    """By an actor, and by the one that took over when its node was lost."""
+    ledger = Ledger()
+    ended: set[int] = set()
+    ledger.pace = SimpleNamespace(has_ended=lambda number: number in ended)
+    trial = SimpleNamespace(config={"numbers": [0, 1]})
+    result = {"number": 0, "done": False, "status": "finished", "message": ""}
+    for _ in range(2):
+        Watch(ledger).on_trial_result(iteration=1, trials=[], trial=trial, result=result)
+        ended.add(0)
+    assert ledger.told == [(0, Outcome("finished"), True)]
 
 
 def test_a_sweep_without_nodes_ends(monkeypatch: pytest.MonkeyPatch) -> None:

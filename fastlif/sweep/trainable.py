@@ -60,7 +60,7 @@ class TrialActor(tune.Trainable):
         """Take over the first trials."""
         self._job = job
         self._process: TrainingProcess | None = None
-        self._waits_for_word = False
+        self._begun = self._waits_for_word = False
         self._take(config["numbers"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -118,6 +118,7 @@ class TrialActor(tune.Trainable):
 
     def _begin(self) -> None:
         self._begun = True
+        self._losses.clear()
         waiting = []
         for trial in self._trials:
             ended = outcome(self._folder(trial))

@@ -232,14 +232,14 @@ class _Worker:
     def _classified(self, error: Exception) -> Outcome:
         first_line = str(error).strip().partition("\n")[0]
         of_file = isinstance(error, OSError) and error.filename is not None
-        if is_out_of_memory(error) and not (of_file and error.errno in _PASSING):
+        passing = isinstance(error, OSError) and error.errno in _PASSING
+        if is_out_of_memory(error) and not (of_file and passing):
             self._tasks.clear()
             return Outcome("out of memory", first_line or "no memory left")
         message = str(error)
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
             message = f"{error.filename}: {error.strerror}"
-        passing = isinstance(error, FolderInUse)
-        passing |= isinstance(error, OSError) and error.errno in _PASSING
+        passing |= isinstance(error, FolderInUse)
         if isinstance(error, (ValueError, OSError, ImportError)):
             return Outcome("again" if passing else "mend", message)
         return Outcome("again", f"{type(error).__name__}: {first_line}")
