@@ -59,10 +59,11 @@ def _save(make: Callable[[Content], Figure], content: Content, path: Path) -> No
 
 def ratios(content: Content) -> Figure:
     """Bars: how many times longer than fastlif every opponent takes, by case, side by side."""
-    from fastlif.plots.style import BLACK, CYCLE, PAGE, figure
+    from fastlif.plots.style import BLACK, CYCLE, GREY, PAGE, figure
 
     cases = content["cases"]
     names = list(dict.fromkeys(name for case in cases for name in opponents(case)))
+    colors = (*CYCLE[1:], GREY)
     made = figure(PANEL + 15.0, PAGE)
     axes = made.add_subplot()
     begins, end = [], 0  # places of the first bar of every case, and one behind the last
@@ -76,7 +77,7 @@ def ratios(content: Content) -> Figure:
             if name in others:
                 places.append(begin + list(others).index(name))
                 heights.append(ratio(own_side(case["sides"]), others[name]))
-        color = CYCLE[1:][index % (len(CYCLE) - 1)]
+        color = colors[index % len(colors)]
         bars = axes.bar(places, heights, label=title(name), color=color)
         axes.bar_label(bars, fmt="%.1f", fontsize=5.0)
     axes.axhline(1.0, color=BLACK, linewidth=0.6)
