@@ -100,6 +100,15 @@ class Trainer:
             torch._foreach_copy_(self.parameters, self.start)
         return StepTime(forward_done - begin, backward_done - forward_done, end - backward_done)
 
+    def turn(self, input: Tensor | PackedSpikes, seconds: float) -> StepTime:
+        """The median of steps one after the other, as many as begin within some seconds."""
+        times: list[StepTime] = []
+        end = time.monotonic() + seconds
+        while not times or time.monotonic() < end:
+            times.append(self.step(input))
+        times.sort(key=lambda one: one.step)
+        return times[len(times) // 2]
+
     def kept_bytes(self, input: Tensor | PackedSpikes) -> int:
         """Bytes that autograd keeps between forward and backward, beside input and parameters."""
         given = input.words if isinstance(input, PackedSpikes) else input

@@ -237,12 +237,7 @@ class Point:
 
     def turn(self, seconds: float) -> StepTime:
         """The median of steps one after the other, as many as begin within some seconds."""
-        times: list[StepTime] = []
-        end = time.monotonic() + seconds
-        while not times or time.monotonic() < end:
-            times.append(self._trainer.step(self._input))
-        times.sort(key=lambda one: one.step)
-        return times[len(times) // 2]
+        return self._trainer.turn(self._input, seconds)
 
     def densities(self) -> list[float]:
         """Spikes per neuron and step of every layer."""

@@ -134,12 +134,8 @@ class Side:
 
     def turn(self) -> StepTime:
         """The median of timed steps one after the other, scaled to the steps of the case."""
-        times: list[StepTime] = []
-        end = time.monotonic() + TURN_SECONDS
-        while not times or time.monotonic() < end:
-            times.append(self.trainer.step(self.input))
-        times.sort(key=lambda one: one.step)
-        return times[len(times) // 2].scaled(self.case.n_steps / self.steps)
+        median = self.trainer.turn(self.input, TURN_SECONDS)
+        return median.scaled(self.case.n_steps / self.steps)
 
     def processor_seconds(self) -> float:
         """Processor time that this process has taken."""

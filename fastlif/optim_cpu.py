@@ -86,7 +86,9 @@ def update(
     lr = []
     for rate in rates:
         if not isinstance(rate, Tensor):
-            rate = known.setdefault(rate, torch.tensor(rate, dtype=torch.float64, device="cpu"))
+            if rate not in known:
+                known[rate] = torch.tensor(rate, dtype=torch.float64, device="cpu")
+            rate = known[rate]
         lr.append(rate)
     torch.ops.fastlif.smorms3(
         parameters,
