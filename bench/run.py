@@ -169,10 +169,6 @@ def _time_sides(
             workers[name] = open_workers.enter_context(Worker(name, case, saved))
             if (taken := ask(name, "memory")) is None:
                 continue
-            if taken.memory_steps > case.loop_steps and name in OPPONENTS:
-                # What so long a step leaves behind would take memory to the end.
-                workers[name].close()
-                workers[name] = open_workers.enter_context(Worker(name, case, saved))
             if (found := ask(name, "prepare")) is not None:
                 memory[name], facts[name], times[name] = taken, found, []
         others = OtherPrograms(

@@ -186,6 +186,16 @@ def test_compile_time_is_that_of_the_first_step_of_all(monkeypatch, network):
     assert side.prepare().compile_seconds == 3.0
 
 
+def test_memory_of_a_long_step_is_given_back(monkeypatch, network):
+    """Sides stay alive while the others are measured."""
+    case, path = network
+    done = []
+    monkeypatch.setattr(bench.worker, "release_freed_memory", lambda: done.append("released"))
+    monkeypatch.setattr(bench.worker, "peak_rss", lambda run: done.append("measured"))
+    bench.worker.Side("loop", case, path).memory()
+    assert done == ["released", "measured", "released"]
+
+
 def test_a_side_that_fails_says_why(network, tmp_path):
     case, path = network
     with Worker("loop", case, tmp_path / "missing.pt") as worker:
