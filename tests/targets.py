@@ -60,6 +60,7 @@ def emulated(kernels: ModuleType) -> Iterator[None]:
         partial(cuda.forward, kernels=kernels),
         partial(cuda.backward, kernels=kernels),
         lambda device, plans, dtype: "" if device.type == "cpu" else "runs on the CPU",
+        networks_at_once=ENGINES["cuda"].networks_at_once,
     )
     try:
         yield

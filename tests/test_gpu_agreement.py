@@ -19,6 +19,7 @@ from .cases import (
     CONV,
     DENSE,
     INHIBITION,
+    NETWORKS,
     POOLING,
     SKIPS,
     Stack,
@@ -94,7 +95,9 @@ def test_small_shared_memory_splits_the_stack(target, case, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "case", [DENSE[2], CONV[0], CONV[4], INHIBITION[1], POOLING[3], SKIPS[1]], **IDS
+    "case",
+    [DENSE[2], CONV[0], CONV[4], INHIBITION[1], POOLING[3], SKIPS[1], NETWORKS[1]],
+    **IDS,
 )
 def test_no_race_in_any_order_of_threads(case):
     """The emulation watches every access, and runs threads and blocks in other orders."""

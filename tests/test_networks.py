@@ -14,7 +14,7 @@ from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState
 from fastlif.spikes import PackedSpikes
 
 from .cases import CONV, NETWORKS, POOLING, SKIPS, Case, build, layer_tensors, named_leaves
-from .targets import HERE
+from .targets import BY_NAME, HERE, ready
 
 PACKS = [
     *NETWORKS,
@@ -53,10 +53,9 @@ def leaf(tensor):
 def grid():
     """Every case with input of both kinds, with and without states; half where that is slow."""
     for target in HERE:
-        slow = target.name in ("emulated", "triton-interpreted")
-        for case, binary, state in itertools.product(
-            NETWORKS if slow else PACKS, (True, False), (True, False)
-        ):
+        slow = target.name == "triton-interpreted"
+        cases = NETWORKS if slow else PACKS
+        for case, binary, state in itertools.product(cases, (True, False), (True, False)):
             if not slow or state == binary:
                 name = f"{target.name}-{case.name}-{binary}-{state}"
                 yield pytest.param(target, case, binary, state, id=name)
@@ -64,6 +63,21 @@ def grid():
 
 @pytest.mark.parametrize(("target", "case", "binary", "state"), list(grid()), indirect=["target"])
 def test_each_network_is_bitwise_what_it_is_alone(target, case, binary, state):
+    compare(target, case, binary, state)
+
+
+def test_so_it_is_with_reduced_products():
+    with ready(BY_NAME["emulated"]) as target:
+        torch.set_float32_matmul_precision("high")
+        try:
+            for case in (PACKS[-2], *NETWORKS[:2]):
+                compare(target, case, binary=True, state=False)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+
+def compare(target, case, binary, state):
+    """A pack's outputs and gradients with those of each of its networks alone."""
     stack = build(case, binary=binary, delay=int(state))
     tensors = layer_tensors(stack, torch.float32, torch.float32, state=state, device=target.device)
     input = stack.input.float().to(target.device)

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from bench.floors import Peak
-from bench.gpu.cases import GPU_CASES, GpuCase, LayerCase, StepCase
+from bench.gpu.cases import GPU_CASES, GpuCase, LayerCase, PackCase
 from bench.gpu.measure import measure_device_peak
+from bench.gpu.packs import run_pack
 from bench.gpu.report import (
     Entry,
     Skipped,
@@ -105,31 +106,38 @@ def run_all(
         failed = None
         for variant in variants:
             left = deadline - time.monotonic()
-            if isinstance(case, LayerCase) and (
-                variant == LOOP or (variant.endswith("-tf32") and not case.recurrent)
-            ):
+            if not _is_variant_of(case, variant):
                 continue
             if left <= 0:
                 entries.append(Skipped(case.name, variant, "no time left", False))
                 continue
             try:
-                if isinstance(case, StepCase) and prepared is None and failed is None:
+                if not isinstance(case, LayerCase) and prepared is None and failed is None:
                     try:
-                        prepared = prepare(case)
+                        prepared = prepare(case.step if isinstance(case, PackCase) else case)
                     except (ValueError, RuntimeError) as error:
                         failed = RuntimeError(f"the network cannot be prepared: {error}")
                 if failed is not None:
                     raise failed
                 limit = min(LONGEST, left + 10.0)
-                given: Any = case if prepared is None else prepared
-                function = run_layer if prepared is None else run_step
-                arguments = (given, variant, device, repeats, peak)
-                entries.append(worker.run(function, *arguments, limit=limit))
+                where = (variant, device, repeats)
+                work: tuple[Any, ...] = (run_step, prepared, *where, peak)
+                if isinstance(case, LayerCase):
+                    work = (run_layer, case, *where, peak)
+                elif isinstance(case, PackCase):
+                    work = (run_pack, case, prepared, *where)
+                entries.append(worker.run(*work, limit=limit))
             except RuntimeError as error:
                 entries.append(Skipped(case.name, variant, str(error), True))
             report(entries)
     worker.close()
     return entries
+
+
+def _is_variant_of(case: GpuCase, variant: str) -> bool:
+    if isinstance(case, LayerCase):
+        return variant != LOOP and (case.recurrent or not variant.endswith("-tf32"))
+    return not isinstance(case, PackCase) or variant != LOOP
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -127,7 +127,25 @@ class LayerCase:
         }
 
 
-GpuCase = StepCase | LayerCase
+@dataclass(frozen=True)
+class PackCase:
+    """A training step of several networks of one shape on the same samples, beside one of them."""
+
+    step: StepCase
+    networks: int
+    goal: float  # times the step of one
+
+    @property
+    def name(self) -> str:
+        """As in the table."""
+        return f"{self.step.name}-pack"
+
+    def quick(self) -> PackCase:
+        """Fewer networks on a small batch."""
+        return replace(self, step=self.step.quick(), networks=3)
+
+
+GpuCase = StepCase | LayerCase | PackCase
 
 GPU_CASES: dict[str, GpuCase] = {
     case.name: case
@@ -147,6 +165,12 @@ GPU_CASES: dict[str, GpuCase] = {
             None,
             tuning_samples=2,
             check_steps=150,
+        ),
+        PackCase(StepCase(CASES["randman"], None), networks=16, goal=1.3),
+        PackCase(
+            StepCase(replace(CASES["randman"], name="randman-32", batch=32), None),
+            networks=16,
+            goal=1.3,
         ),
     )
 }

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastlif import PackedSpikes, extension
 from fastlif.ops import LayerTensors, LIFState, StackResult, stack
-from tests.cases import CONV, DENSE, Case, Stack, build, layer_tensors
+from tests.cases import CONV, DENSE, NETWORKS, Case, Stack, build, layer_tensors
 from tests.compare import relative
 
 STEPS = 5  # one exchange of two steps more than twice, and an odd one
@@ -37,6 +37,7 @@ def cases() -> list[tuple[str, Stack, torch.dtype, bool]]:
     """Name, stack, dtype and whether its input is given packed."""
     float32, float64 = torch.float32, torch.float64
     by_name = {case.name: small(case) for case in (*DENSE, *CONV)}
+    packs = [small(case) for case in NETWORKS]
     dense, conv = by_name["dense-70-steps"], by_name["conv1d-shd"]
     trace, ragged = by_name["dense-33-steps"], by_name["conv1d-ragged"]
     plane = by_name["conv2d"]
@@ -52,6 +53,7 @@ def cases() -> list[tuple[str, Stack, torch.dtype, bool]]:
         ("convolutions, float input", build(ragged, detach_reset=False, delay=1), float32, False),
         ("planes", build(plane), float32, True),
         ("one layer", layer, float32, True),
+        *((f"networks, {case.name}", build(case), float32, True) for case in packs),
     ]
 
 

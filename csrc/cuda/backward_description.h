@@ -36,6 +36,7 @@ struct DeviceLayer {
 template <class Real>
 struct Parameters {
   int64_t n_steps = 0, batch = 0;
+  int64_t samples = 0;  // of a network
   int n_layers = 0, n_chunks = 0, n_tasks = 0;
   int tasks_taken = 0;  // offset in shared memory, an int
   int columns_end = 0;  // shared memory before it starts as zero
@@ -81,7 +82,8 @@ class Description {
   // With all_counts there is room for dL/dcount and dL/dscore whether or not the problem has them.
   Description(const BackwardProblem& problem, int samples, bool all_counts)
       : samples_(samples), columns_(2 * samples), tensor_cores_(problem.products == Products::tf32) {
-    p.n_steps = problem.n_steps, p.batch = problem.batch, p.n_layers = problem.last - problem.first;
+    p.n_steps = problem.n_steps, p.batch = problem.batch, p.samples = problem.batch / problem.networks.count;
+    p.n_layers = problem.last - problem.first;
     p.half_kept = problem.precision == Precision::float32_half;
     const Layer* const layers = problem.plan->layers.data() + problem.first;
     int zeros = 0;

@@ -23,6 +23,18 @@ __device__ __forceinline__ void store(void* tensor, int64_t index, Real value) {
   if (tensor) static_cast<Real*>(tensor)[index] = value;
 }
 
+// The samples of a block are of one network, which grid.y counts.
+template <int samples, class Problem>
+__device__ __forceinline__ int64_t first_sample_of_block(const Problem& p) {
+  return blockIdx.y * p.samples + int64_t(blockIdx.x) * samples;
+}
+
+// From that one on to the last of the network.
+template <int samples, class Problem>
+__device__ __forceinline__ int64_t samples_left(const Problem& p) {
+  return p.samples - int64_t(blockIdx.x) * samples;
+}
+
 // A base for 32-bit indices: joined with them into one sum, the compiler computes every address in four instructions.
 template <class T>
 __device__ __forceinline__ T* base(T* pointer) {
@@ -113,7 +125,8 @@ __device__ __forceinline__ void start_chunks(const Parameters<Real>& p, const De
   const Neurons<Real, samples, tensor_cores> at{layer, shared};
   constexpr int planes = at.kPlanes, joint = at.kTogether;
   const BackwardLayer& t = layer.tensors;
-  const int64_t last = p.n_steps - 1, first_sample = int64_t(blockIdx.x) * samples, neurons = layer.map.neurons;
+  const int64_t last = p.n_steps - 1, neurons = layer.map.neurons;
+  const int64_t first_sample = first_sample_of_block<samples>(p), left = samples_left<samples>(p);
   for (int chunk = begin; chunk < end; ++chunk) {
     const int plane = chunk % planes, neuron = chunk / planes * 32 + int(threadIdx.x % 32);
     if (neuron >= neurons) continue;
@@ -123,7 +136,7 @@ __device__ __forceinline__ void start_chunks(const Parameters<Real>& p, const De
 #pragma unroll
     for (int s = 0; s < joint; ++s) {
       const int64_t sample = first_sample + plane * joint + s, user = sample * neurons + user_neuron;
-      if (sample >= p.batch) break;
+      if (plane * joint + s >= left) break;
       const auto flat = [&](int64_t step) { return (step * p.batch + sample) * neurons + neuron; };
       const Real membrane = number_or_zero<Real>(t.grad_membrane, user);
       const Real current = number_or_zero<Real>(t.grad_current, user);
@@ -159,9 +172,9 @@ __device__ __forceinline__ void retreat_chunks(const Parameters<Real>& p, const 
   const bool spiking = plain || layer.kind == Kind::lif, detach = plain || layer.detach_reset;
   const bool delay = !plain && layer.delay, two = plain || n > 0, half = plain || p.half_kept;
   const int neurons = layer.map.neurons, n_parts = layer.product.parts;
-  const int64_t first_sample = int64_t(blockIdx.x) * samples, row = p.batch * neurons;
+  const int64_t first_sample = first_sample_of_block<samples>(p), row = p.batch * neurons;
   const int64_t first = n * row + first_sample * neurons;  // of the block at step n
-  const int64_t left = p.batch - first_sample;
+  const int64_t left = samples_left<samples>(p);
   const int bit = int(n % kWordSteps);
   const int32_t* const words = base(t.words + (n / kWordSteps * p.batch + first_sample) * neurons);
   const int32_t* const words_before = base(words - row);
@@ -268,15 +281,15 @@ __device__ __forceinline__ void retreat_chunks(const Parameters<Real>& p, const 
 
 // Neurons [begin, end) of the block's samples in the rows (step or word, batch, neuron) row - 1, ... of a tensor, each
 // number of `size` bytes. A lane has a line of a sample and row.
-template <int samples, int rows>
-__device__ __forceinline__ void prefetch_rows(const void* tensor, int size, int64_t row, int64_t batch, int neurons,
-                                              int begin, int end) {
+template <int samples, int rows, class Real>
+__device__ __forceinline__ void prefetch_rows(const Parameters<Real>& p, const void* tensor, int size, int64_t row,
+                                              int neurons, int begin, int end) {
   const int line = 128 / size, lines = (end - begin + line - 1) / line + 1;
   for (int i = int(threadIdx.x % 32); i < lines * samples * rows; i += 32) {
     const int neuron = begin + i / (samples * rows) * line;
-    const int64_t sample = int64_t(blockIdx.x) * samples + i / rows % samples;
-    const int64_t at = ((row - 1 - i % rows) * batch + sample) * neurons + (neuron < end ? neuron : end - 1);
-    if (sample < batch) prefetch(static_cast<const char*>(tensor) + at * size);
+    const int64_t sample = first_sample_of_block<samples>(p) + i / rows % samples;
+    const int64_t at = ((row - 1 - i % rows) * p.batch + sample) * neurons + (neuron < end ? neuron : end - 1);
+    if (sample < p.batch) prefetch(static_cast<const char*>(tensor) + at * size);
   }
 }
 
@@ -289,9 +302,9 @@ __device__ __forceinline__ void prefetch_chunks(const Parameters<Real>& p, const
   const int neurons = layer.map.neurons, past = (end + planes - 1) / planes * 32;
   const int first = begin / planes * 32, last = past < neurons ? past : neurons;
   const int size = p.half_kept ? 2 : int(sizeof(Real));
-  prefetch_rows<samples, 2>(layer.tensors.kept, size, n - 1, p.batch, neurons, first, last);
+  prefetch_rows<samples, 2>(p, layer.tensors.kept, size, n - 1, neurons, first, last);
   if (n % kWordSteps < 4 && n >= kWordSteps)
-    prefetch_rows<samples, 1>(layer.tensors.words, 4, n / kWordSteps, p.batch, neurons, first, last);
+    prefetch_rows<samples, 1>(p, layer.tensors.words, 4, n / kWordSteps, neurons, first, last);
 }
 
 }  // namespace fastlif::cuda

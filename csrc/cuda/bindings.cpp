@@ -117,25 +117,27 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
   });
   m.def(
       "stack_forward",
-      [](const Plan& plan, std::pair<int, int> range, int64_t n_steps, int64_t batch, int precision,
-         uintptr_t input_masks, const std::vector<ForwardLayer>& layers, int shared_bytes, uintptr_t stream) {
+      [](const Plan& plan, std::pair<int, int> range, int64_t n_steps, int64_t batch, int networks,
+         bool shared_input, int precision, uintptr_t input_masks, const std::vector<ForwardLayer>& layers, int shared_bytes,
+         uintptr_t stream) {
         const py::gil_scoped_release release;
         ForwardProblem p{&plan, range.first, range.second, n_steps, batch, Precision(precision),
-                         pointer<const uint32_t>(input_masks), layers};
+                         {networks, shared_input}, pointer<const uint32_t>(input_masks), layers};
         stack_forward(p, shared_bytes, stream_of(stream));
       },
-      py::arg("plan"), py::arg("segment"), py::kw_only(), py::arg("n_steps"), py::arg("batch"), py::arg("precision"),
-      py::arg("input_masks"), py::arg("layers"), py::arg("shared_bytes"), py::arg("stream"));
+      py::arg("plan"), py::arg("segment"), py::kw_only(), py::arg("n_steps"), py::arg("batch"), py::arg("networks"),
+      py::arg("shared_input"), py::arg("precision"), py::arg("input_masks"), py::arg("layers"), py::arg("shared_bytes"), py::arg("stream"));
   m.def(
       "stack_backward",
-      [](const Plan& plan, std::pair<int, int> range, int64_t n_steps, int64_t batch, int precision, int products,
-         const std::vector<BackwardLayer>& layers, int shared_bytes, uintptr_t stream) {
+      [](const Plan& plan, std::pair<int, int> range, int64_t n_steps, int64_t batch, int networks, int precision,
+         int products, const std::vector<BackwardLayer>& layers, int shared_bytes, uintptr_t stream) {
         const py::gil_scoped_release release;
-        BackwardProblem p{&plan, range.first, range.second, n_steps, batch, Precision(precision), Products(products), layers};
+        BackwardProblem p{&plan, range.first, range.second, n_steps, batch, Precision(precision), Products(products),
+                          {networks}, layers};
         stack_backward(p, shared_bytes, stream_of(stream));
       },
-      py::arg("plan"), py::arg("segment"), py::kw_only(), py::arg("n_steps"), py::arg("batch"), py::arg("precision"),
-      py::arg("products"), py::arg("layers"), py::arg("shared_bytes"), py::arg("stream"));
+      py::arg("plan"), py::arg("segment"), py::kw_only(), py::arg("n_steps"), py::arg("batch"), py::arg("networks"),
+      py::arg("precision"), py::arg("products"), py::arg("layers"), py::arg("shared_bytes"), py::arg("stream"));
   m.def(
       "scan_forward",
       [](const Plan& plan, int layer, const ForwardLayer& pointers, int64_t n_steps, int64_t batch, int precision,
@@ -157,23 +159,23 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
   m.def(
       "dale_forward",
       [](const Plan& plan, int layer, const ForwardLayer& pointers, uintptr_t input_masks, int64_t n_steps,
-         int64_t batch, int precision, int shared_bytes, uintptr_t stream) {
+         int64_t batch, int networks, bool shared_input, int precision, int shared_bytes, uintptr_t stream) {
         const py::gil_scoped_release release;
         dale_forward(plan.layers.at(size_t(layer)), pointers, pointer<const uint32_t>(input_masks), n_steps, batch,
-                     Precision(precision), shared_bytes, stream_of(stream));
+                     {networks, shared_input}, Precision(precision), shared_bytes, stream_of(stream));
       },
       py::arg("plan"), py::arg("layer"), py::arg("pointers"), py::kw_only(), py::arg("input_masks"), py::arg("n_steps"),
-      py::arg("batch"), py::arg("precision"), py::arg("shared_bytes"), py::arg("stream"));
+      py::arg("batch"), py::arg("networks"), py::arg("shared_input"), py::arg("precision"), py::arg("shared_bytes"), py::arg("stream"));
   m.def(
       "dale_backward",
-      [](const Plan& plan, int layer, const DaleBackwardLayer& pointers, int64_t n_steps, int64_t batch, int precision,
-         int shared_bytes, uintptr_t stream) {
+      [](const Plan& plan, int layer, const DaleBackwardLayer& pointers, int64_t n_steps, int64_t batch, int networks,
+         int precision, int shared_bytes, uintptr_t stream) {
         const py::gil_scoped_release release;
-        dale_backward(plan.layers.at(size_t(layer)), pointers, n_steps, batch, Precision(precision), shared_bytes,
-                      stream_of(stream));
+        dale_backward(plan.layers.at(size_t(layer)), pointers, n_steps, batch, {networks}, Precision(precision),
+                      shared_bytes, stream_of(stream));
       },
       py::arg("plan"), py::arg("layer"), py::arg("pointers"), py::kw_only(), py::arg("n_steps"), py::arg("batch"),
-      py::arg("precision"), py::arg("shared_bytes"), py::arg("stream"));
+      py::arg("networks"), py::arg("precision"), py::arg("shared_bytes"), py::arg("stream"));
   m.def(
       "pool_words",
       [](const Plan& plan, int layer, uintptr_t words, int64_t n_steps, int64_t batch, uintptr_t pooled,
@@ -195,21 +197,22 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
       py::arg("plan"), py::arg("layer"), py::kw_only(), py::arg("words"), py::arg("grad_pooled"), py::arg("n_steps"),
       py::arg("batch"), py::arg("is_double"), py::arg("grad_spikes"), py::arg("stream"));
   m.def("weight_gradient_splits",
-        [](const Plan& plan, int layer, const std::string& sources, int64_t n_steps, int64_t batch) {
-          return weight_gradient_splits(connection(plan, layer, sources), n_steps, batch);
+        [](const Plan& plan, int layer, const std::string& sources, int64_t n_steps, int64_t samples_of_network) {
+          return weight_gradient_splits(connection(plan, layer, sources), n_steps, samples_of_network);
         });
   m.def(
       "weight_gradient",
       [](const Plan& plan, int layer, const std::string& sources, uintptr_t words, uintptr_t grad_injected,
-         int64_t n_steps, int64_t batch, bool is_double, uintptr_t partials, uintptr_t grad, uintptr_t stream) {
+         int64_t n_steps, int64_t batch, int networks, bool shared_input, bool is_double, uintptr_t partials,
+         uintptr_t grad, uintptr_t stream) {
         const py::gil_scoped_release release;
         weight_gradient(connection(plan, layer, sources), pointer<const int32_t>(words),
-                        pointer<const void>(grad_injected), n_steps, batch, is_double, pointer<void>(partials),
+                        pointer<const void>(grad_injected), n_steps, batch, {networks, shared_input}, is_double, pointer<void>(partials),
                         pointer<void>(grad), stream_of(stream));
       },
       py::arg("plan"), py::arg("layer"), py::arg("sources"), py::kw_only(), py::arg("words"),
-      py::arg("grad_injected"), py::arg("n_steps"), py::arg("batch"), py::arg("is_double"), py::arg("partials"),
-      py::arg("grad"), py::arg("stream"));
+      py::arg("grad_injected"), py::arg("n_steps"), py::arg("batch"), py::arg("networks"), py::arg("shared_input"),
+      py::arg("is_double"), py::arg("partials"), py::arg("grad"), py::arg("stream"));
   m.def(
       "pack_words",
       [](uintptr_t dense, bool is_double, int64_t time_stride, int64_t batch_stride, int64_t n_steps, int64_t batch,

@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <string>
 
-#include "backward_description.h"
+#include "backward_neurons.h"
 #include "busiest.h"
 #include "launch.h"
-#include "neuron_backward.h"
 
 namespace fastlif::cuda {
 namespace {
@@ -19,6 +18,7 @@ constexpr int kDaleThreads = 512;
 template <class Real>
 struct DaleProblem {
   int64_t n_steps = 0, batch = 0;
+  int64_t samples = 0;  // of a network
   NeuronConstants<Real> constants[2] = {NeuronConstants<Real>(Layer()), NeuronConstants<Real>(Layer())};
   LayerProduct<Real> products[2];  // for the excitatory and for the inhibitory neurons
   Map map;                         // of the whole layer
@@ -107,9 +107,10 @@ struct DaleRetreat {
     for (int i = int(threadIdx.x); i < samples * p.map.neurons; i += int(blockDim.x)) {
       DaleNeuron own;
       own.in_block = i / p.map.neurons, own.neuron = i - own.in_block * p.map.neurons;
-      own.sample = int64_t(blockIdx.x) * samples + own.in_block;
+      if (own.in_block >= samples_left<samples>(p)) return;
+      own.sample = first_sample_of_block<samples>(p) + own.in_block;
       own.at = p.map.place(own.neuron);
-      if (own.sample < p.batch) visit(own, own.at.channel >= p.excitatory_channels);
+      visit(own, own.at.channel >= p.excitatory_channels);
     }
   }
 
@@ -254,27 +255,30 @@ __global__ void __launch_bounds__(kDaleThreads, 1) dale_backward_kernel(const Da
 }
 
 template <class Real, int samples>
-void start_dale(DaleProblem<Real> problem, int64_t n_steps, int64_t batch, bool half_kept, cudaStream_t stream) {
+void start_dale(DaleProblem<Real> problem, int64_t n_steps, int64_t batch, Networks networks, bool half_kept,
+                cudaStream_t stream) {
   static_assert(sizeof(problem) <= 4096, "more than a kernel takes as parameters");
-  problem.n_steps = n_steps, problem.batch = batch, problem.half_kept = half_kept;
+  problem.n_steps = n_steps, problem.batch = batch, problem.samples = batch / networks.count;
+  problem.half_kept = half_kept;
   const auto name = [&] {
     return "dale_backward of " + std::to_string(problem.map.neurons) + " neurons, " + std::to_string(n_steps) +
-           " steps, " + std::to_string(batch) + " samples and " + std::to_string(problem.shared_bytes()) +
+           " steps, " + std::to_string(batch) + " samples of " + std::to_string(networks.count) + " networks and " + std::to_string(problem.shared_bytes()) +
            " bytes of shared memory a block";
   };
-  FASTLIF_LAUNCH(name(), (dale_backward_kernel<Real, samples>), dim3(unsigned(ceil_div(batch, samples))),
-                 dim3(kDaleThreads), size_t(problem.shared_bytes()), stream, problem);
+  FASTLIF_LAUNCH(name(), (dale_backward_kernel<Real, samples>), 
+                 dim3(unsigned(ceil_div(problem.samples, samples)), unsigned(networks.count)), dim3(kDaleThreads), size_t(problem.shared_bytes()), stream, problem);
 }
 
 template <class Real>
-void launch_dale(const Layer& layer, const DaleBackwardLayer& tensors, int64_t n_steps, int64_t batch, bool half_kept,
-                 int shared_bytes, cudaStream_t stream) {
+void launch_dale(const Layer& layer, const DaleBackwardLayer& tensors, int64_t n_steps, int64_t batch,
+                 Networks networks, bool half_kept, int shared_bytes, cudaStream_t stream) {
   const DaleProblem<Real> pair(layer, tensors, 2);
   const int processors = multiprocessors();
-  if (busiest(batch, 2, processors) <= busiest(batch, 1, processors) && pair.shared_bytes() <= shared_bytes)
-    start_dale<Real, 2>(pair, n_steps, batch, half_kept, stream);
+  const auto load = [&](int samples) { return busiest(batch / networks.count, networks.count, samples, processors); };
+  if (load(2) <= load(1) && pair.shared_bytes() <= shared_bytes)
+    start_dale<Real, 2>(pair, n_steps, batch, networks, half_kept, stream);
   else
-    start_dale<Real, 1>(DaleProblem<Real>(layer, tensors, 1), n_steps, batch, half_kept, stream);
+    start_dale<Real, 1>(DaleProblem<Real>(layer, tensors, 1), n_steps, batch, networks, half_kept, stream);
 }
 
 }  // namespace
@@ -286,12 +290,13 @@ int64_t dale_backward_bytes(const Layer& layer, Precision precision) {
 }
 
 void dale_backward(const Layer& layer, const DaleBackwardLayer& pointers, int64_t n_steps, int64_t batch,
-                   Precision precision, int shared_bytes, cudaStream_t stream) {
+                   Networks networks, Precision precision, int shared_bytes, cudaStream_t stream) {
   if (n_steps == 0 || batch == 0) return;
+  const bool half_kept = precision == Precision::float32_half;
   if (precision == Precision::float64)
-    launch_dale<double>(layer, pointers, n_steps, batch, false, shared_bytes, stream);
+    launch_dale<double>(layer, pointers, n_steps, batch, networks, false, shared_bytes, stream);
   else
-    launch_dale<float>(layer, pointers, n_steps, batch, precision == Precision::float32_half, shared_bytes, stream);
+    launch_dale<float>(layer, pointers, n_steps, batch, networks, half_kept, shared_bytes, stream);
 }
 
 }  // namespace fastlif::cuda

@@ -40,8 +40,9 @@ struct DaleArguments {
   int groups = 0;  // bytes of shared memory before the groups
   int channels = 0, positions = 0, neurons = 0, input_words = 0;  // of the whole layer; of a step of input_masks
   int n_steps = 0;
-  int64_t batch = 0;
-  bool delay = false, keep_unreset = false;
+  int64_t batch = 0, input_batch = 0;  // samples of a step, of tensors and of input_masks
+  int samples = 0;                     // of a network
+  bool shared_input = false, delay = false, keep_unreset = false;
   const uint32_t* input_masks = nullptr;
   const Real *bias = nullptr, *injected = nullptr;
   const Real *membrane0 = nullptr, *current0 = nullptr, *pending0 = nullptr, *inhibitory0 = nullptr,
@@ -63,7 +64,13 @@ template <class Real, class Kept>
 struct DaleWorker {
   const DaleArguments<Real, Kept>& p;
   unsigned char* const shared;
-  const int64_t sample;
+  const int network;
+  const int64_t sample;  // of all networks' samples
+
+  __device__ __forceinline__ const uint32_t* input_row(int step) const {
+    const int64_t heard = p.shared_input ? sample - int64_t(network) * p.samples : sample;
+    return p.input_masks + (int64_t(step) * p.input_batch + heard) * p.input_words;
+  }
 
   __device__ __forceinline__ Own own(const Population<Real>& population, int group) const {
     const int neuron = group * 32 + int(threadIdx.x & 31);
@@ -102,7 +109,8 @@ struct DaleWorker {
 
   __device__ __forceinline__ void hear(const Synapse<Real>& synapse, int source, const Place& at, Real& a,
                                        Real& b) const {
-    if (synapse.weight) gather(synapse.geometry, p.layout.sources[source], shared, at, synapse.weight, 0, a, b);
+    if (!synapse.weight) return;
+    gather(synapse.geometry, p.layout.sources[source], shared, at, synapse.weight_of(network), 0, a, b);
   }
 
   // J[m-2] and J[m-1] of one neuron without what the layer's own neurons bring.
@@ -114,11 +122,10 @@ struct DaleWorker {
       if (has_b) b = __ldg(from + p.batch * p.neurons);
       return;
     }
-    a = b = p.bias ? __ldg(p.bias + neuron.at.channel) : Real(0);
+    a = b = p.bias ? __ldg(p.bias + (network * p.channels + neuron.at.channel)) : Real(0);
     if (!p.layout.direct_input) return hear(p.from_input, 0, neuron.at, a, b);
-    const uint32_t* masks = p.input_masks + (int64_t(m - 2) * p.batch + sample) * p.input_words;
-    gather_direct(p.from_input.geometry, masks, has_b ? masks + p.batch * p.input_words : nullptr, p.input_words,
-                  neuron.at, p.from_input.weight, a, b);
+    gather_direct(p.from_input.geometry, input_row(m - 2), has_b ? input_row(m - 1) : nullptr, p.input_words, neuron.at,
+                  p.from_input.weight_of(network), a, b);
   }
 
   // From (U[n-1], I[n-2], H[n-2]) to (U[n], I[n-1], H[n-1]) by J[n-2] and K[n-2], if there are such steps. Returns U[n]
@@ -178,11 +185,11 @@ struct DaleWorker {
   // Masks of the input at the steps m and m + 1 for the next iteration.
   __device__ __forceinline__ void stage(int m) const {
     const SourceLayout& input = p.layout.sources[0];
-    const uint32_t* from = p.input_masks + (int64_t(m) * p.batch + sample) * p.input_words;
+    const uint32_t* from = input_row(m);
     for (int i = int(threadIdx.x); i < input.words; i += int(blockDim.x))
       shared_at<uint2>(shared, input.masks)[i] =
           make_uint2(m < p.n_steps ? __ldg(from + i) : 0,
-                     m + 1 < p.n_steps ? __ldg(from + p.batch * p.input_words + i) : 0);
+                     m + 1 < p.n_steps ? __ldg(from + p.input_batch * p.input_words + i) : 0);
   }
 
   __device__ __forceinline__ void finish() const {
@@ -223,7 +230,8 @@ template <class Real, class Kept>
 __global__ void __launch_bounds__(kMostThreads<Real>, 1)
     dale_forward_kernel(const DaleArguments<Real, Kept> arguments) {
   FASTLIF_SHARED(unsigned char, shared);
-  DaleWorker<Real, Kept>{arguments, shared, int64_t(blockIdx.x)}.run();
+  const int network = int(blockIdx.y);
+  DaleWorker<Real, Kept>{arguments, shared, network, int64_t(network) * arguments.samples + blockIdx.x}.run();
 }
 
 Shape population_shape(const Layer& layer, int population) {
@@ -248,7 +256,7 @@ int lay_out(const Layer& layer, bool staged, Layout& layout) {
 
 template <class Real, class Kept>
 void launch_dale(const Layer& layer, const ForwardLayer& from, const uint32_t* input_masks, int64_t n_steps,
-                 int64_t batch, int shared_bytes, cudaStream_t stream) {
+                 int64_t batch, Networks networks, int shared_bytes, cudaStream_t stream) {
   DaleArguments<Real, Kept> to;
   static_assert(sizeof(to) <= 4096, "arguments of a kernel");
   to.groups = lay_out<Real>(layer, input_masks != nullptr, to.layout);
@@ -272,7 +280,8 @@ void launch_dale(const Layer& layer, const ForwardLayer& from, const uint32_t* i
   if (layer.recurrent) to.from_excitatory = {in(from.recurrent_weight), Geometry(layer.recurrence)};
   to.from_inhibitory = {in(from.inhibitory_weight), Geometry(layer.inhibition)};
   to.channels = layer.shape.channels, to.positions = layer.shape.positions(), to.neurons = int(layer.shape.size());
-  to.n_steps = int(n_steps), to.batch = batch;
+  to.n_steps = int(n_steps), to.batch = batch, to.samples = int(batch / networks.count);
+  to.shared_input = networks.shared_input, to.input_batch = networks.shared_input ? to.samples : batch;
   to.delay = layer.delay != 0, to.keep_unreset = !layer.detach_reset;
   to.input_masks = input_masks, to.bias = in(from.bias), to.injected = in(from.injected);
   to.membrane0 = in(from.membrane0), to.current0 = in(from.current0), to.pending0 = in(from.pending0);
@@ -284,10 +293,11 @@ void launch_dale(const Layer& layer, const ForwardLayer& from, const uint32_t* i
   const int threads = std::min(32 * (to.populations[0].groups + to.populations[1].groups), kMostThreads<Real>);
   const auto name = [&] {
     return "dale_forward of " + std::to_string(to.neurons) + " neurons, " + std::to_string(n_steps) + " steps, " +
-           std::to_string(batch) + " samples and " + std::to_string(to.layout.bytes) +
+           std::to_string(batch) + " samples of " + std::to_string(networks.count) + " networks and " + std::to_string(to.layout.bytes) +
            " bytes of shared memory a block";
   };
-  FASTLIF_LAUNCH(name(), (dale_forward_kernel<Real, Kept>), dim3(unsigned(batch)), dim3(unsigned(threads)),
+  FASTLIF_LAUNCH(name(), (dale_forward_kernel<Real, Kept>), 
+                 dim3(unsigned(to.samples), unsigned(networks.count)), dim3(unsigned(threads)),
                  size_t(to.layout.bytes), stream, to);
 }
 
@@ -300,10 +310,12 @@ int64_t dale_forward_bytes(const Layer& layer, Precision precision) {
 }
 
 void dale_forward(const Layer& layer, const ForwardLayer& pointers, const uint32_t* input_masks, int64_t n_steps,
-                  int64_t batch, Precision precision, int shared_bytes, cudaStream_t stream) {
+                  int64_t batch, Networks networks, Precision precision, int shared_bytes, cudaStream_t stream) {
   if (n_steps > INT32_MAX - 32)
     throw std::invalid_argument("at most 2147483615 steps, got " + std::to_string(n_steps));
-  const auto run = [&](auto launch) { launch(layer, pointers, input_masks, n_steps, batch, shared_bytes, stream); };
+  const auto run = [&](auto launch) {
+    launch(layer, pointers, input_masks, n_steps, batch, networks, shared_bytes, stream);
+  };
   switch (precision) {
     case Precision::float32_half: return run(launch_dale<float, Half>);
     case Precision::float32_exact: return run(launch_dale<float, float>);

@@ -8,12 +8,14 @@ namespace fastlif::cuda::forward {
 
 template <class Real>
 struct Synapse {
-  const Real* weight = nullptr;
+  const Real* weight = nullptr;  // of the first network
+  int64_t weights = 0;           // of a network
   Geometry geometry;
   int rows = 0;  // of the kernel; 0 if there is no such synapse
 
   Synapse() = default;
-  Synapse(const Real* w, const Geometry& g) : weight(w), geometry(g), rows(g.kernel_h) {}
+  Synapse(const Real* w, const Geometry& g) : weight(w), weights(g.weights()), geometry(g), rows(g.kernel_h) {}
+  __device__ __forceinline__ const Real* weight_of(int network) const { return weight + network * weights; }
 };
 
 // Of NeuronConstants what the kernel of stacks reads: how large its arguments are decides whether registers suffice.
@@ -51,6 +53,9 @@ struct Arguments {
   int input_words = 0;  // of a step of input_masks
   int n_steps = 0;
   int64_t batch = 0;
+  int64_t input_batch = 0;    // samples of a step of input_masks
+  int samples = 0;            // of a network
+  bool shared_input = false;  // by all networks
 };
 
 template <class Real>

@@ -10,7 +10,8 @@ template <class Real, class Kept>
 struct Worker {
   const Arguments<Real, Kept>& p;
   unsigned char* const shared;
-  const int64_t sample;
+  const int network;
+  const int64_t sample;   // of all networks' samples
   const int first_group;  // of the tile
   int first_word = 0;     // of the input that the tile sees
   int first_position = 0;  // of the tile
@@ -24,7 +25,8 @@ struct Worker {
   static constexpr int kWords = 64 * int(sizeof(Real)), kCounts = kWords + 128;  // in a record of a spiking layer
 
   __device__ __forceinline__ const uint32_t* input_row(int step) const {
-    return p.input_masks + (int64_t(step) * p.batch + sample) * p.input_words;
+    const int64_t heard = p.shared_input ? sample - int64_t(network) * p.samples : sample;
+    return p.input_masks + (int64_t(step) * p.input_batch + heard) * p.input_words;
   }
 
   // Word i of the pair of rows of input masks of the steps m and m + 1.
@@ -87,7 +89,7 @@ struct Worker {
   __device__ __forceinline__ Feed feed_of(int l, int s) const {
     const Synapse<Real>& synapse = p.layers[l].synapses[s];
     const int pitch = held(synapse.rows * int(sizeof(Listed)));
-    return {synapse.weight, held(p.layout.layers[l].tables[s].entries - first_position * pitch), pitch};
+    return {synapse.weight_of(network), held(p.layout.layers[l].tables[s].entries - first_position * pitch), pitch};
   }
 
   // Adds what one synapse delivers to a neuron, by the table of its position.
@@ -99,7 +101,7 @@ struct Worker {
     if (found.counts == kTooMany) {
       const Synapse<Real>& synapse = p.layers[l].synapses[s];
       const Place at = p.layers[l].map.place(position * column.channels + column.first);
-      return gather(synapse.geometry, p.layout.sources[l + s], shared, at, synapse.weight, first_source(l, s), a, b);
+      return gather(synapse.geometry, p.layout.sources[l + s], shared, at, feed.weight, first_source(l, s), a, b);
     }
     int left = feed.pitch;
     while (true) {
@@ -113,7 +115,7 @@ struct Worker {
   __device__ __forceinline__ void inject(int l, int m, unsigned char* record, int neuron, Real& a, Real& b) const {
     const LayerArguments<Real, Kept>& layer = p.layers[l];
     const Place at = layer.map.place(neuron);
-    a = b = layer.bias ? __ldg(layer.bias + at.channel) : Real(0);
+    a = b = layer.bias ? __ldg(layer.bias + (network * layer.map.channels.divisor + at.channel)) : Real(0);
     if (layer.injected) {
       const int ahead = p.layout.layers[l].ahead, lane = threadIdx.x & 31;
       a = entry<Real>(record, ahead, lane), b = entry<Real>(record, ahead, 32 + lane);
@@ -124,9 +126,10 @@ struct Worker {
       if (!synapse.weight) continue;
       if (l + s == 0 && p.layout.direct_input)
         gather_direct(synapse.geometry, input_row(m - 2), m - 1 < p.n_steps ? input_row(m - 1) : nullptr, p.input_words,
-                      at, synapse.weight, a, b);
+                      at, synapse.weight_of(network), a, b);
       else
-        gather(synapse.geometry, p.layout.sources[l + s], shared, at, synapse.weight, first_source(l, s), a, b);
+        gather(synapse.geometry, p.layout.sources[l + s], shared, at, synapse.weight_of(network), first_source(l, s), a,
+               b);
     }
   }
 
@@ -240,7 +243,7 @@ struct Worker {
       const int neuron_index = own < last ? own : last, position = layer.map.channels.quotient(neuron_index);
       const Column<Real> column{feeds[0].weight, channels, neuron_index - position * channels};
       Real a = 0;
-      if (layer.has_bias) a = __ldg(layer.bias + column.first);
+      if (layer.has_bias) a = __ldg(layer.bias + (network * channels + column.first));
       Real b = a;
       deliver(feeds[0], l, 0, position, column, a, b);
       deliver(feeds[1], l, 1, position, {feeds[1].weight, channels, column.first}, a, b);

@@ -5,6 +5,10 @@
 // T steps, B samples, N neurons of a layer. "Flat" tensors are (T, B, N) or (B, N) with the neurons channels last (neuron
 // = position * channels + channel); "user" tensors are as torch keeps them, (B, channels, positions). Numbers are float
 // or double throughout, by Precision; `kept` is half with float32_half.
+//
+// Several networks of one shape run in one launch: their weights and biases lie one network's behind the other's, and so
+// do their samples in the batch. What has no weights of its own does not tell them apart. Each network gets the bits that
+// it gets alone.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +23,11 @@ namespace fastlif::cuda {
 
 enum class Precision : int { float32_half = 0, float32_exact = 1, float64 = 2 };
 enum class Products : int { exact = 0, tf32 = 1 };  // of W^T dL/dJ and V^T dL/dJ in the backward pass
+
+struct Networks {
+  int count = 1;
+  bool shared_input = false;  // the input has the samples of one network, which all of them hear
+};
 
 // ---- pack.cu
 // Why the current device cannot run these kernels, as when the driver or the device is older than what they were
@@ -58,6 +67,7 @@ struct ForwardProblem {
   int first = 0, last = 0;  // layers [first, last) run in one launch
   int64_t n_steps = 0, batch = 0;
   Precision precision = Precision::float32_half;
+  Networks networks;
   const uint32_t* input_masks = nullptr;  // (T, B, ceil(N_in/32)), of the input of layer `first`; null when it has `injected`
   std::vector<ForwardLayer> layers;       // of [first, last)
 };
@@ -90,6 +100,7 @@ struct BackwardProblem {
   int64_t n_steps = 0, batch = 0;
   Precision precision = Precision::float32_half;
   Products products = Products::exact;
+  Networks networks;
   std::vector<BackwardLayer> layers;
 };
 // As forward_segments; a layer that a skip reads is the last of its segment, whose gradient comes from outside the launch.
@@ -115,9 +126,9 @@ struct DaleBackwardLayer : BackwardLayer {
 int64_t dale_forward_bytes(const Layer& layer, Precision precision);
 int64_t dale_backward_bytes(const Layer& layer, Precision precision);
 void dale_forward(const Layer& layer, const ForwardLayer& pointers, const uint32_t* input_masks, int64_t n_steps,
-                  int64_t batch, Precision precision, int shared_bytes, cudaStream_t stream);
+                  int64_t batch, Networks networks, Precision precision, int shared_bytes, cudaStream_t stream);
 void dale_backward(const Layer& layer, const DaleBackwardLayer& pointers, int64_t n_steps, int64_t batch,
-                   Precision precision, int shared_bytes, cudaStream_t stream);
+                   Networks networks, Precision precision, int shared_bytes, cudaStream_t stream);
 
 // ---- pool.cu: `windows` keeps the channels
 // Words (ceil(T/32), B, N) of the sources to words of the windows: spikes where any source of the window does.
@@ -130,9 +141,10 @@ void pool_gradient(const Connection& windows, const int32_t* words, const void* 
 
 // ---- weight_gradient.cu
 // grad (kernel h, kernel w, in channels, out channels) = sum over steps, samples and positions of spikes times dL/dJ, in a
-// fixed order. `partials` is room for weight_gradient_splits(...) times the size of grad.
-int weight_gradient_splits(const Connection& connection, int64_t n_steps, int64_t batch);
+// fixed order, of every network. `partials` is room for weight_gradient_splits(...) times the size of grad.
+int weight_gradient_splits(const Connection& connection, int64_t n_steps, int64_t samples_of_network);
 void weight_gradient(const Connection& connection, const int32_t* words, const void* grad_injected, int64_t n_steps,
-                     int64_t batch, bool is_double, void* partials, void* grad, cudaStream_t stream);
+                     int64_t batch, Networks networks, bool is_double, void* partials, void* grad,
+                     cudaStream_t stream);
 
 }  // namespace fastlif::cuda

@@ -73,6 +73,13 @@ struct Adjoint {
   int spread = 1;         // outputs that neighbouring positions of a tile lie apart
 };
 
+// That of the network whose samples the block has: grid.y counts networks.
+template <class Real>
+__device__ __forceinline__ const Real* weight_of(const Adjoint<Real>& link) {
+  const int64_t weights = int64_t(link.y.taps) * link.x.taps * link.out_channels * link.in_channels;
+  return link.weight + blockIdx.y * weights;
+}
+
 // The product of one layer.
 template <class Real>
 struct LayerProduct {
@@ -134,7 +141,7 @@ __device__ __forceinline__ void add_exact(Real (&sums)[positions * channels * co
   const Reach* const table = reinterpret_cast<const Reach*>(shared + link.reach);
   const Reach rows = table[at.y], cols = table[height + at.x];
   const int tap_size = link.out_channels * link.in_channels;
-  const Real* const weights = link.weight + at.channel_group * channels + first * link.in_channels;
+  const Real* const weights = weight_of(link) + at.channel_group * channels + first * link.in_channels;
   for (int my = rows.begin; my < rows.end; ++my) {
     const int row = (rows.first_out - my * link.y.out_step) * link.x.outputs;
     int x = cols.first_out - cols.begin * link.x.out_step;
@@ -266,7 +273,7 @@ __device__ __forceinline__ void add_tf32(float (&sums)[fragments][4], const Adjo
   const Reach* const table = reinterpret_cast<const Reach*>(shared + link.reach);
   const Reach down = table[at.y], along = table[height + at.x];
   const int tap_size = link.out_channels * link.in_channels;
-  const float* const weights = link.weight + (first + k) * link.in_channels + channel;
+  const float* const weights = weight_of(link) + (first + k) * link.in_channels + channel;
   const int64_t block = kDepth * link.in_channels, tap_step = link.x.tap_step * tap_size;
   const int position = link.pitch * columns, outputs = link.x.outputs, apart = positions * link.spread;
   const int back = link.x.out_step, in_position = first * columns + group % columns * kDepth + k;

@@ -1,4 +1,4 @@
-// The backward pass of some layers of a stack, all steps in one launch. A block owns a few samples and takes all layers
+// The backward pass of some layers of a stack, all steps in one launch. A block owns a few samples of a network and takes all layers
 // back in lockstep, two steps at a time: dL/dJ[n] first enters dL/dU[n] and that first enters dL/dJ[n-2], so the
 // products with dL/dJ[n+1] and dL/dJ[n] (products.h) need nothing that is still to come.
 #include "backward_neurons.h"
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads<samples>, 512 / kThreads<samples>) st
     start_chunks<Real, samples, tensor_cores>(p, layer, shared, begin, end);
   });
   __syncthreads();
-  const bool whole = (int64_t(blockIdx.x) + 1) * samples <= p.batch;
+  const bool whole = samples_left<samples>(p) >= samples;
   int* const tasks_taken = reinterpret_cast<int*>(shared + p.tasks_taken);
   for (int64_t n = p.n_steps - 1; n >= 0; n -= 2) {
     // A warp that is done takes the next task: who does it changes nothing in the sums.
@@ -80,12 +80,12 @@ int64_t bytes_of(const BackwardProblem& problem, int samples, bool all_counts) {
 }
 
 int samples_of_block(const BackwardProblem& problem, int most, int shared_bytes) {
-  const int64_t batch = problem.batch;
-  const int processors = multiprocessors();
+  const int networks = problem.networks.count, processors = multiprocessors();
+  const int64_t available = problem.batch / networks;
+  const auto load = [&](int samples) { return busiest(available, networks, samples, processors); };
   int best = 1;
   for (int samples = 2; samples <= most; samples *= 2)
-    if (samples <= batch && busiest(batch, samples, processors) <= busiest(batch, best, processors) &&
-        bytes_of(problem, samples, false) <= shared_bytes)
+    if (samples <= available && load(samples) <= load(best) && bytes_of(problem, samples, false) <= shared_bytes)
       best = samples;
   return best;
 }
@@ -95,7 +95,8 @@ std::string text(const BackwardProblem& problem) {
                       std::to_string(problem.last - 1) + ", neurons";
   for (int l = problem.first; l < problem.last; ++l)
     shape += " " + std::to_string(problem.plan->layers[size_t(l)].shape.size());
-  return shape + ", steps " + std::to_string(problem.n_steps) + ", batch " + std::to_string(problem.batch);
+  return shape + ", steps " + std::to_string(problem.n_steps) + ", batch " + std::to_string(problem.batch) +
+         " of " + std::to_string(problem.networks.count) + " networks";
 }
 
 template <class Real, int samples, bool tensor_cores>
@@ -107,7 +108,8 @@ void run(const BackwardProblem& problem, int shared_bytes, cudaStream_t stream) 
                                 " bytes of shared memory per block, " + std::to_string(shared_bytes) +
                                 " are available");
   FASTLIF_LAUNCH(text(problem), (stack_backward_kernel<Real, samples, tensor_cores>),
-                 dim3(unsigned(ceil_div(problem.batch, samples))), dim3(kThreads<samples>),
+                 dim3(unsigned(ceil_div(description.p.samples, samples)), unsigned(problem.networks.count)),
+                 dim3(kThreads<samples>),
                  size_t(description.shared_bytes()), stream, description.p);
 }
 

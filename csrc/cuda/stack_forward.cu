@@ -1,5 +1,5 @@
-// Forward of a segment of layers in one launch. A block is one sample, or a tile of one layer whose neurons do not
-// meet; it advances all layers in lockstep, two steps at a time.
+// Forward of a segment of layers in one launch. A block is one sample of one network, or a tile of one layer whose
+// neurons do not meet; it advances all layers in lockstep, two steps at a time.
 //
 // What spikes at step n inject enters I[n+1] and is first seen by S[n+2]. Iteration m = 0, 2, 4, ... therefore takes
 // J[m-2] and J[m-1] from the spikes of the iteration before and emits S[m] and S[m+1], of every layer. It has three
@@ -29,8 +29,9 @@ template <class Real, class Kept>
 __global__ void __launch_bounds__(sizeof(Real) == 4 ? 1024 : 512, 1)
     stack_forward_kernel(const forward::Arguments<Real, Kept> arguments) {
   FASTLIF_SHARED(unsigned char, shared);
-  const int first_group = int(blockIdx.y) * arguments.layout.tile_groups;
-  forward::Worker<Real, Kept>{arguments, shared, int64_t(blockIdx.x), first_group}.run();
+  const int network = int(blockIdx.z), first_group = int(blockIdx.y) * arguments.layout.tile_groups;
+  const int64_t sample = int64_t(network) * arguments.samples + blockIdx.x;
+  forward::Worker<Real, Kept>{arguments, shared, network, sample, first_group}.run();
 }
 
 template <class Real, class Kept>
@@ -44,6 +45,9 @@ void launch_forward(const ForwardProblem& problem, int shared_bytes, cudaStream_
   arguments.input_masks = problem.input_masks;
   arguments.n_steps = int(problem.n_steps);
   arguments.batch = problem.batch;
+  arguments.samples = int(problem.batch / problem.networks.count);
+  arguments.shared_input = problem.networks.shared_input;
+  arguments.input_batch = arguments.shared_input ? arguments.samples : problem.batch;
   const Layer& front = plan.layers[problem.first];
   if (front.has_feedforward) arguments.input_words = Map(front.feedforward.in).groups();
   for (int l = problem.first; l < problem.last; ++l) {
@@ -75,11 +79,13 @@ void launch_forward(const ForwardProblem& problem, int shared_bytes, cudaStream_
   const int threads = std::min(forward::threads_of(arguments.layout, blocks, shared_bytes), most_threads<Real>());
   const auto name = [&] {
     return "stack_forward of layers " + std::to_string(problem.first) + " to " + std::to_string(problem.last - 1) +
-           ", " + std::to_string(problem.n_steps) + " steps, " + std::to_string(problem.batch) + " samples, " +
+           ", " + std::to_string(problem.n_steps) + " steps, " + std::to_string(problem.batch) + " samples of " +
+           std::to_string(problem.networks.count) + " networks, " +
            std::to_string(arguments.layout.items * 32) + " neurons and " + std::to_string(arguments.layout.bytes) +
            " bytes of shared memory a block";
   };
-  FASTLIF_LAUNCH(name(), (stack_forward_kernel<Real, Kept>), dim3(unsigned(problem.batch), unsigned(tiles)),
+  FASTLIF_LAUNCH(name(), (stack_forward_kernel<Real, Kept>), 
+                 dim3(unsigned(arguments.samples), unsigned(tiles), unsigned(problem.networks.count)),
                  dim3(unsigned(threads)), size_t(arguments.layout.bytes), stream, arguments);
 }
 

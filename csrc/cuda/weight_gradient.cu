@@ -9,7 +9,7 @@
 //   own; each walks the lists of its rows, with a few rows of dL/dJ in flight.
 // The warps of a block share the items and differ in rows, so that a row of dL/dJ, which rows * density of them read,
 // is found in the first-level cache. Blocks that run together share items too (grid.x: rows and columns, grid.y: splits
-// of the items); a second kernel adds the splits in order.
+// of the items, grid.z: networks); a second kernel adds the splits in order.
 #include <algorithm>
 
 #include "geometry.h"
@@ -59,10 +59,13 @@ struct Job {
   Divider positions, out_width, in_channels, kernel_w;
   int rows, columns, row_tiles;
   int64_t n_steps;
-  int batch, items_of_word;  // batch * positions
+  int items_of_word;      // of a network: its samples * positions
+  int rows_of_step;       // of dL/dJ: all samples * positions
+  int64_t word_pitch;     // words of 32 steps of all samples
+  int64_t network_words;  // from one network's words to the next one's: 0 where they share them
   const int32_t* words;
   const Real* grad_injected;
-  Real* sums;  // (splits, rows, columns)
+  Real* sums;  // (networks, splits, rows, columns)
 };
 
 // The source of one row for an output position: (y * stride_h + y_offset, x * stride_w + x_offset), channel.
@@ -183,9 +186,9 @@ __global__ void __launch_bounds__(32 * kMostWarps<Real>, 1) weight_gradient_kern
   while (next < last) {  // the items of one word
     const int64_t word = next / job.items_of_word, steps = job.n_steps - word * kWordSteps;
     const uint32_t mask = steps < kWordSteps ? (uint32_t(1) << steps) - 1 : kAllLanes;
-    const int32_t* const words = job.words + word * job.batch * job.geometry.sources();
+    const int32_t* const words = job.words + (word * job.word_pitch + blockIdx.z * job.network_words);
     int item = int(next - word * job.items_of_word);
-    const int64_t first = word * kWordSteps * job.items_of_word + item;
+    const int64_t first = word * kWordSteps * job.rows_of_step + int64_t(blockIdx.z) * job.items_of_word + item;
     const Real* grad_injected = job.grad_injected + first * job.columns + column;
     const int end = int(last - next < job.items_of_word - item ? item + (last - next) : job.items_of_word);
     next += end - item;
@@ -206,7 +209,7 @@ __global__ void __launch_bounds__(32 * kMostWarps<Real>, 1) weight_gradient_kern
       }
       uint32_t* to = found + through - __popc(spikes);
       for (uint32_t left = spikes; left; left &= left - 1)
-        *to++ = (uint32_t(__ffs(int(left)) - 1) * uint32_t(job.items_of_word) + uint32_t(own_item)) * unit_pitch;
+        *to++ = (uint32_t(__ffs(int(left)) - 1) * uint32_t(job.rows_of_step) + uint32_t(own_item)) * unit_pitch;
       __syncwarp();
 #pragma unroll
       for (int r = 0; r < kOwnRows; ++r) {
@@ -218,7 +221,8 @@ __global__ void __launch_bounds__(32 * kMostWarps<Real>, 1) weight_gradient_kern
     }
   }
 
-  Real* const sums = job.sums + (int64_t(blockIdx.y) * job.rows + first_row + own_row) * job.columns + column;
+  const int64_t split = int64_t(blockIdx.z) * gridDim.y + blockIdx.y;
+  Real* const sums = job.sums + (split * job.rows + first_row + own_row) * job.columns + column;
 #pragma unroll
   for (int r = 0; r < kOwnRows; ++r)
 #pragma unroll
@@ -226,7 +230,8 @@ __global__ void __launch_bounds__(32 * kMostWarps<Real>, 1) weight_gradient_kern
       if (first_row + own_row + r < job.rows && k < valid) sums[int64_t(r) * job.columns + k] = sum[r].of[k];
 }
 
-// Blocks of 32 numbers times slices: each slice sums its range of the splits, the first then sums the slices.
+// Blocks of 32 numbers times slices: each slice sums its range of the splits, the first then sums the slices. grid.y
+// counts networks.
 constexpr int kMostSlices = 32;
 
 template <class Real>
@@ -235,6 +240,7 @@ __global__ void __launch_bounds__(32 * kMostSlices)
   FASTLIF_SHARED(Real, slice_sums);
   const int lane = int(threadIdx.x) % 32, slice = int(threadIdx.x) / 32, slices = int(blockDim.x) / 32;
   const int64_t at = int64_t(blockIdx.x) * 32 + lane;
+  partials += blockIdx.y * splits * size, grad += blockIdx.y * size;
   Real sum = 0;
   if (at < size) {
     const int last = splits * (slice + 1) / slices;
@@ -260,9 +266,9 @@ std::string named(const Connection& c, int64_t n_steps, int64_t batch) {
 }
 
 template <class Real, int lanes>
-void launch_sums(const std::string& name, const Job<Real>& job, const Cut& cut, int splits, bool aligned,
-                 cudaStream_t stream) {
-  const dim3 grid(unsigned(cut.tiles()), unsigned(splits));
+void launch_sums(const std::string& name, const Job<Real>& job, const Cut& cut, int splits, int networks,
+                 bool aligned, cudaStream_t stream) {
+  const dim3 grid(unsigned(cut.tiles()), unsigned(splits), unsigned(networks));
   const size_t shared_bytes = size_t(cut.warps) * kRows * kListPitch * sizeof(uint32_t);
   const auto kernel = aligned ? weight_gradient_kernel<Real, lanes, true> : weight_gradient_kernel<Real, lanes, false>;
   FASTLIF_LAUNCH(name, kernel, grid, unsigned(cut.warps) * 32, shared_bytes, stream, job);
@@ -270,45 +276,53 @@ void launch_sums(const std::string& name, const Job<Real>& job, const Cut& cut, 
 
 template <class Real>
 void weight_gradient_of(const Connection& connection, const int32_t* words, const Real* grad_injected, int64_t n_steps,
-                        int64_t batch, Real* partials, Real* grad, cudaStream_t stream) {
+                        int64_t batch, Networks networks, Real* partials, Real* grad, cudaStream_t stream) {
   const Geometry geometry(connection);
   const Cut cut(geometry, kMostWarps<Real>);
-  const int splits = splits_of(geometry, items_of(connection, n_steps, batch));
-  const std::string name = named(connection, n_steps, batch);
-  const int64_t items_of_word = batch * connection.out.positions();
+  const int count = networks.count;
+  const int64_t samples = batch / count;  // of a network
+  const int splits = splits_of(geometry, items_of(connection, n_steps, samples));
+  const std::string name = named(connection, n_steps, batch) + " of " + std::to_string(count) + " networks";
+  const int64_t items_of_word = samples * connection.out.positions(), rows = batch * connection.out.positions();
+  const int64_t words_of_network = samples * geometry.sources();
   const bool aligned = cut.columns % kColumns == 0 && reinterpret_cast<uintptr_t>(grad_injected) % 16 == 0;
   // Lists hold 32-bit offsets in the dL/dJ of 32 steps.
   const int64_t most = UINT32_MAX * int64_t(aligned ? kListUnit<true> : kListUnit<false>);
-  if ((items_of_word + kItems) * kWordSteps * cut.columns > most || items_of_word > INT32_MAX - 2 * kItems)
+  if ((rows + kItems) * kWordSteps * cut.columns > most || rows > INT32_MAX - 2 * kItems)
     throw std::runtime_error(name + ": 32 steps of the batch are too large, run a smaller one");
   const Job<Real> job{geometry, Divider(connection.out.positions()), Divider(connection.out.width),
                       Divider(geometry.in_channels), Divider(geometry.kernel_w), cut.rows, cut.columns, cut.row_tiles,
-                      n_steps, int(batch), int(items_of_word), words, grad_injected, splits > 1 ? partials : grad};
+                      n_steps, int(items_of_word), int(rows),
+                      networks.shared_input ? words_of_network : words_of_network * count,
+                      networks.shared_input ? 0 : words_of_network, words, grad_injected,
+                      splits > 1 ? partials : grad};
   switch (cut.lanes) {
-    case 4: launch_sums<Real, 4>(name, job, cut, splits, aligned, stream); break;
-    case 8: launch_sums<Real, 8>(name, job, cut, splits, aligned, stream); break;
-    case 16: launch_sums<Real, 16>(name, job, cut, splits, aligned, stream); break;
-    default: launch_sums<Real, 32>(name, job, cut, splits, aligned, stream);
+    case 4: launch_sums<Real, 4>(name, job, cut, splits, count, aligned, stream); break;
+    case 8: launch_sums<Real, 8>(name, job, cut, splits, count, aligned, stream); break;
+    case 16: launch_sums<Real, 16>(name, job, cut, splits, count, aligned, stream); break;
+    default: launch_sums<Real, 32>(name, job, cut, splits, count, aligned, stream);
   }
   if (splits == 1) return;
   const unsigned threads = 32 * unsigned(std::clamp((splits + 15) / 16, 1, kMostSlices));
-  FASTLIF_LAUNCH("sum of the splits of " + name, sum_splits_kernel<Real>, unsigned((cut.size() + 31) / 32), threads,
-                 threads * sizeof(Real), stream, partials, splits, cut.size(), grad);
+  const dim3 blocks(unsigned((cut.size() + 31) / 32), unsigned(count));
+  FASTLIF_LAUNCH("sum of the splits of " + name, sum_splits_kernel<Real>, blocks, threads, threads * sizeof(Real),
+                 stream, partials, splits, cut.size(), grad);
 }
 
 }  // namespace
 
-int weight_gradient_splits(const Connection& connection, int64_t n_steps, int64_t batch) {
-  return splits_of(Geometry(connection), items_of(connection, n_steps, batch));
+int weight_gradient_splits(const Connection& connection, int64_t n_steps, int64_t samples_of_network) {
+  return splits_of(Geometry(connection), items_of(connection, n_steps, samples_of_network));
 }
 
 void weight_gradient(const Connection& connection, const int32_t* words, const void* grad_injected, int64_t n_steps,
-                     int64_t batch, bool is_double, void* partials, void* grad, cudaStream_t stream) {
+                     int64_t batch, Networks networks, bool is_double, void* partials, void* grad,
+                     cudaStream_t stream) {
   if (is_double)
-    weight_gradient_of(connection, words, static_cast<const double*>(grad_injected), n_steps, batch,
+    weight_gradient_of(connection, words, static_cast<const double*>(grad_injected), n_steps, batch, networks,
                        static_cast<double*>(partials), static_cast<double*>(grad), stream);
   else
-    weight_gradient_of(connection, words, static_cast<const float*>(grad_injected), n_steps, batch,
+    weight_gradient_of(connection, words, static_cast<const float*>(grad_injected), n_steps, batch, networks,
                        static_cast<float*>(partials), static_cast<float*>(grad), stream);
 }
 

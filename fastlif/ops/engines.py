@@ -49,7 +49,7 @@ def _triton_reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torc
 
 ENGINES: dict[str, Engine] = {
     "cpu": Engine(cpu.forward, cpu.backward, cpu.reason, networks_at_once=True),
-    "cuda": Engine(cuda.forward, cuda.backward, cuda.reason),
+    "cuda": Engine(cuda.forward, cuda.backward, cuda.reason, networks_at_once=True),
     "triton": Engine(_triton_forward, _triton_backward, _triton_reason),
 }
 

@@ -1,4 +1,4 @@
-"""Stacks of several networks: their parts, and engines that take one network at a time.
+"""Stacks of several networks: their parts, and how an engine for one network runs several.
 
 Parameters have a leading dimension of networks. Samples lie one network behind the other in the
 batch: sample s of N belongs to network s // (N / networks).

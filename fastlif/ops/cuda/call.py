@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -113,6 +113,31 @@ class Call:
             "stream": self.stream,
         }
 
+    @property
+    def samples(self) -> int:
+        """Of each network."""
+        return self.shapes.batch // self.shapes.networks
+
+    def networks(self, layer: int) -> dict[str, int]:
+        """Arguments of kernels that read what drives a layer."""
+        return {
+            "networks": self.shapes.networks,
+            "shared_input": layer == 0 and self.shapes.shares_input,
+        }
+
+    def by_network(
+        self, flat: Tensor, weights: Tensor, product: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """What a product of (time, batch, ...) and a weight gives, each network with its own.
+
+        By torch's own libraries; each call is what it is for that network alone.
+        """
+        networks = self.shapes.networks
+        if networks == 1:
+            return product(flat, weights)
+        own = (part.contiguous() for part in flat.chunk(networks, 1))
+        return torch.cat([product(part, w) for part, w in zip(own, weights, strict=True)], 1)
+
     def empty(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
         """Memory on the device, by default for numbers of the parameters' dtype."""
         return torch.empty(tuple(shape), dtype=dtype or self.shapes.dtype, device=self.device)
@@ -128,8 +153,8 @@ class Call:
 
         They are written into `masks` where it is given, which may have room for further steps.
         """
-        neurons = words.shape[2]
-        steps, batch = self.shapes.n_steps, self.shapes.batch
+        _, batch, neurons = words.shape
+        steps = self.shapes.n_steps
         if masks is None:
             masks = self.empty((steps, batch, n_words(neurons)), torch.int32)
         self.kernels.words_to_masks(
@@ -145,5 +170,10 @@ def on_device(device: torch.device) -> Any:
 
 
 def packed(weight: Tensor, view: tuple[int, int, int, int], order: tuple[int, ...]) -> Tensor:
-    """A weight in the order in which a kernel reads it; empty where there is none."""
-    return weight.reshape(view).permute(order).contiguous() if weight.numel() else weight
+    """A weight in the order in which a kernel reads it; empty where there is none.
+
+    One network's behind the other's where there are several.
+    """
+    if not weight.numel():
+        return weight
+    return weight.reshape(-1, *view).permute(0, *(1 + dim for dim in order)).contiguous()

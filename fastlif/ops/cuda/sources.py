@@ -49,8 +49,8 @@ class Part(NamedTuple):
         return self.columns.layer
 
     def weight(self, weight: Tensor) -> Tensor:
-        """Its columns of the readout's weight, (classes, n)."""
-        return weight[:, self.columns.first : self.columns.stop]
+        """Its columns of the readout's weight, (classes, n), or of several networks'."""
+        return weight[..., self.columns.first : self.columns.stop]
 
     def kernel_plan(self, call: Call) -> Any:
         """Its plan as the kernels' own tables."""
@@ -70,6 +70,18 @@ def readout_parts(plans: tuple[LayerPlan, ...]) -> tuple[Part, ...]:
 
 def readout_current(call: Call, words: list[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     """J of a readout with skips, flat (time, batch, classes), from the words of its sources."""
+    networks = call.shapes.networks
+    if networks == 1:
+        return _current_of_network(call, words, weight, bias)
+    parts = []
+    for network, own in enumerate(weight):  # steps stand in for samples: no launch for all of them
+        own_words = [source.chunk(networks, 1)[network].contiguous() for source in words]
+        own_bias = bias[network] if bias.numel() else bias
+        parts.append(_current_of_network(call, own_words, own, own_bias))
+    return torch.cat(parts, 1)
+
+
+def _current_of_network(call: Call, words: list[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     total: Tensor | None = None
     for part, source in zip(readout_parts(call.shapes.plans), words, strict=True):
         own_bias = bias if total is None else None
@@ -83,7 +95,7 @@ def _product(call: Call, part: Part, words: Tensor, weight: Tensor, bias: Tensor
     """W S + b of one source."""
     link = part.plan.feedforward
     assert link is not None
-    steps, batch = call.shapes.n_steps, call.shapes.batch
+    steps, batch = call.shapes.n_steps, words.shape[1]
     # Steps t, t + 1, ... of one block are k apart in time: (t, j) of (steps / k, k) as a sample j.
     together = -(-steps // STEPS_OF_A_BLOCK)
     rows = -(-steps // together)
@@ -98,6 +110,6 @@ def _product(call: Call, part: Part, words: Tensor, weight: Tensor, bias: Tensor
     sizes = call.common() | {"n_steps": rows, "batch": together * batch}
     call.kernels.stack_forward(
         part.kernel_plan(call), (0, 1), input_masks=masks.data_ptr(), layers=[pointers],
-        shared_bytes=call.shared_bytes, **sizes,
+        shared_bytes=call.shared_bytes, networks=1, shared_input=False, **sizes,
     )  # fmt: skip
     return current[:steps]

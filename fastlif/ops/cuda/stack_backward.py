@@ -19,6 +19,7 @@ from fastlif.ops.layout import (
     Saved,
     per_layer,
 )
+from fastlif.ops.plan import LayerPlan
 
 INHIBITORY_WEIGHT = 3  # its index in the tensors of a layer
 
@@ -84,16 +85,22 @@ class Backward:
         if plan.skips:
             before = readout_parts(self.plans)[0]
             plan, weight = before.plan, before.weight(weight)
-        return dense.input_gradient(injected, plan, weight, reduced=self.reduced)
+        return self._towards_input(plan, injected, weight)
+
+    def _towards_input(self, plan: LayerPlan, injected: Tensor, weight: Tensor) -> Tensor:
+        """W^T dL/dJ, flat (time, batch, N of the input)."""
+
+        def product(own: Tensor, own_weight: Tensor) -> Tensor:
+            return dense.input_gradient(own, plan, own_weight, reduced=self.reduced)
+
+        return self.call.by_network(injected, weight, product)
 
     def _add_skip(self, layer: int, injected: Tensor, grad_spikes: Tensor) -> None:
         """Add to dL/dS of a layer what a readout's skip from it, with dL/dJ `injected`, brings."""
         for part in readout_parts(self.plans)[1:]:
             if part.layer == layer:
                 weight = part.weight(self.tensors[-1][0])
-                grad_spikes += dense.input_gradient(
-                    injected, part.plan, weight, reduced=self.reduced
-                )
+                grad_spikes += self._towards_input(part.plan, injected, weight)
 
     def _pool(self, layer: int, grad_pooled: Tensor | None) -> Tensor:
         """dL/dS of the sources of a "max_pool" layer, flat (time, batch, N)."""
@@ -140,7 +147,7 @@ class Backward:
         else:
             call.kernels.stack_backward(
                 call.plan, (start, end), products=int(self.reduced), layers=pointers,
-                shared_bytes=call.shared_bytes, **call.common(),
+                shared_bytes=call.shared_bytes, networks=call.shapes.networks, **call.common(),
             )  # fmt: skip
         return injected
 
@@ -166,8 +173,9 @@ class Backward:
         states = self.grads[TENSORS_PER_LAYER * index :][FIRST_STATE + 3 : TENSORS_PER_LAYER]
         p.grad_inhibitory0, p.grad_pending_inhibitory0 = map(address, states)
         call.kernels.dale_backward(
-            call.plan, index, p, shared_bytes=call.shared_bytes, **call.common()
-        )
+            call.plan, index, p, shared_bytes=call.shared_bytes, networks=call.shapes.networks,
+            **call.common(),
+        )  # fmt: skip
         if inhibitory is not None:
             words = inhibitory_words(self.saved.words[index], plan)
             grad = self._events((call.plan, index, "inhibitory"), words, inhibitory, own)
@@ -210,20 +218,37 @@ class Backward:
             if plan.skips:
                 grad = self._readout_weight(injected)
             elif words is None:
-                grad = dense.weight_gradient(injected, self.input, plan, reduced=self.reduced)
+                grad = self._weight_of_numbers(injected)
             else:
                 view = plan.feedforward.weight_shape
-                grad = self._events((call.plan, index, "input"), words, injected, view)
+                shared = index == 0 and call.shapes.shares_input
+                synapses = (call.plan, index, "input")
+                grad = self._events(synapses, words, injected, view, shared_input=shared)
             self.grads[at] = grad.reshape(shape).contiguous()
         if needs_bias:
-            channels = plan.shape[0]
-            self.grads[at + 1] = injected.view(-1, channels).sum(0)
+            parts = injected.chunk(call.shapes.networks, 1)
+            sums = [part.contiguous().view(-1, plan.shape[0]).sum(0) for part in parts]
+            self.grads[at + 1] = _of_networks(sums)
         if needs_recurrent:
             own = plan.recurrent_weight_shape
             assert own is not None
             words = self._emitted(index)
             grad = self._events((call.plan, index, "layer"), words, injected, own)
             self.grads[at + 2] = grad.reshape(self.grads[at + 2].shape).contiguous()
+
+    def _weight_of_numbers(self, injected: Tensor) -> Tensor:
+        """Gradient of the first layer's weight, where numbers drive it."""
+        shapes = self.call.shapes
+        inputs = [self.input] * shapes.networks
+        if not shapes.shares_input:
+            inputs = list(self.input.chunk(shapes.networks, 1))
+        grads = [
+            dense.weight_gradient(
+                own.contiguous(), values.contiguous(), self.plans[0], reduced=self.reduced
+            )
+            for own, values in zip(injected.chunk(shapes.networks, 1), inputs, strict=True)
+        ]
+        return _of_networks(grads)
 
     def _readout_weight(self, injected: Tensor) -> Tensor:
         """Gradient of the weight of a readout with skips, a block of columns for each source."""
@@ -233,8 +258,8 @@ class Backward:
             assert link is not None
             synapses = (part.kernel_plan(self.call), 0, "input")
             words = self._emitted(part.layer)
-            blocks.append(self._events(synapses, words, injected, link.weight_shape).flatten(1))
-        return torch.cat(blocks, 1)
+            blocks.append(self._events(synapses, words, injected, link.weight_shape).flatten(2))
+        return torch.cat(blocks, -1)
 
     def _events(
         self,
@@ -242,29 +267,39 @@ class Backward:
         words: Tensor,
         injected: Tensor,
         view: tuple[int, int, int, int],
+        *,
+        shared_input: bool = False,  # the words are those of one network's samples
     ) -> Tensor:
-        """Gradient of a weight as (out channels, in channels, kernel height, kernel width)."""
+        """Gradient of a weight as (network, out channels, in channels, kernel height and width)."""
         call = self.call
-        steps, batch = call.shapes.n_steps, call.shapes.batch
+        steps, batch, networks = call.shapes.n_steps, call.shapes.batch, call.shapes.networks
         out_channels, in_channels, height, width = view
-        splits = call.kernels.weight_gradient_splits(*synapses, steps, batch)
+        splits = call.kernels.weight_gradient_splits(*synapses, steps, call.samples)
         packed = (height, width, in_channels, out_channels)
-        grad, partials = call.empty(packed), call.empty((splits, *packed))
+        grad, partials = call.empty((networks, *packed)), call.empty((networks, splits, *packed))
         call.kernels.weight_gradient(
-            *synapses, words=words.data_ptr(),
-            grad_injected=injected.data_ptr(), n_steps=steps, batch=batch,
+            *synapses, words=words.data_ptr(), grad_injected=injected.data_ptr(),
+            n_steps=steps, batch=batch, networks=networks, shared_input=shared_input,
             is_double=call.is_double, partials=partials.data_ptr(), grad=grad.data_ptr(),
             stream=call.stream,
         )  # fmt: skip
-        return grad.permute(3, 2, 0, 1)
+        return grad.permute(0, 4, 3, 1, 2)
 
     def _input(self, injected: Tensor) -> Tensor:
         """Gradient of the input, (time, batch, *features) as it was given."""
         if not self.needs_input:
             return self.call.empty((0,))
-        plan = self.plans[0]
+        plan, shapes = self.plans[0], self.call.shapes
         if plan.feedforward is None:
-            return dense.to_user(injected, plan.features)
-        flat = dense.input_gradient(injected, plan, self.tensors[0][0], reduced=self.reduced)
-        user = dense.to_user(flat, plan.feedforward.in_shape)
-        return user.reshape(self.call.shapes.input)
+            user = dense.to_user(injected, plan.features)
+        else:
+            flat = self._towards_input(plan, injected, self.tensors[0][0])
+            user = dense.to_user(flat, plan.feedforward.in_shape)
+        if shapes.shares_input:
+            user = torch.stack(user.chunk(shapes.networks, 1)).sum(0)
+        return user.reshape(shapes.input)
+
+
+def _of_networks(gradients: list[Tensor]) -> Tensor:
+    """Of parameters of each network, as one tensor; of one network as they are."""
+    return torch.stack(gradients) if len(gradients) > 1 else gradients[0]

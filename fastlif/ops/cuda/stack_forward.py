@@ -34,7 +34,7 @@ def pack(input: Tensor, call: Call) -> tuple[Tensor, bool]:
     not_binary = call.empty((1,), torch.int32)
     call.kernels.pack_words(
         input.data_ptr(), is_double=input.dtype == torch.float64, time_stride=input.stride(0),
-        batch_stride=input.stride(1), n_steps=call.shapes.n_steps, batch=call.shapes.batch,
+        batch_stride=input.stride(1), n_steps=call.shapes.n_steps, batch=call.shapes.input[1],
         shape=link.in_shape, words=words.data_ptr(), not_binary=not_binary.data_ptr(),
         stream=call.stream,
     )  # fmt: skip
@@ -49,13 +49,14 @@ def run(call: Call, input: Tensor, tensors: list[Tensor], keep: bool) -> StackOu
         words, is_binary = input.contiguous(), True
     elif plans[0].feedforward is None:
         injected = dense.to_flat(input, plans[0].features)
+        if shapes.shares_input:
+            injected = injected.repeat(1, shapes.networks, 1)
     else:
         if not input[0, 0].is_contiguous():
             input = input.contiguous()
         words, is_binary = pack(input, call)
         if not is_binary:
-            bias = tensors[1] if tensors[1].numel() else None
-            injected = dense.injected_current(input, plans[0], tensors[0], bias)
+            injected = _current_of_numbers(call, input, tensors[0], tensors[1])
 
     output = call.empty(shapes.output)
     best_step = call.empty(shapes.best_step, torch.int32)
@@ -100,6 +101,20 @@ def run(call: Call, input: Tensor, tensors: list[Tensor], keep: bool) -> StackOu
     return StackOutputs(output, best_step, words, flag, layers)
 
 
+def _current_of_numbers(call: Call, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """J of the first layer from numbers that are not spikes, flat (time, batch, N)."""
+    shapes = call.shapes
+    if shapes.networks == 1:
+        given = bias if bias.numel() else None
+        return dense.injected_current(input, shapes.plans[0], weight, given)
+    parts = []
+    for network, own in enumerate(weight):
+        values = input if shapes.shares_input else input.chunk(shapes.networks, 1)[network]
+        given = bias[network] if bias.numel() else None
+        parts.append(dense.injected_current(values.contiguous(), shapes.plans[0], own, given))
+    return torch.cat(parts, 1)
+
+
 def _outputs(call: Call, plan: LayerPlan, keep: bool, keep_words: bool) -> LayerOutputs:
     shapes = call.shapes
     return LayerOutputs(
@@ -130,7 +145,7 @@ def _launch(
     if plan.inhibition is not None:
         call.kernels.dale_forward(
             call.plan, segment[0], pointers[0], input_masks=address(masks),
-            shared_bytes=call.shared_bytes, **call.common(),
+            shared_bytes=call.shared_bytes, **call.networks(segment[0]), **call.common(),
         )  # fmt: skip
         return
     alone = segment[1] - segment[0] == 1 and plan.kind == "lif" and plan.recurrent_kernel is None
@@ -139,7 +154,7 @@ def _launch(
     else:
         call.kernels.stack_forward(
             call.plan, segment, input_masks=address(masks), layers=pointers,
-            shared_bytes=call.shared_bytes, **call.common(),
+            shared_bytes=call.shared_bytes, **call.networks(segment[0]), **call.common(),
         )  # fmt: skip
 
 
