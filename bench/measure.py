@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import gc
 import math
@@ -62,12 +61,14 @@ class Trainer:
         network: nn.Module,
         bounds: Regularization | None,
         targets: Tensor | None,
+        networks: int | None = None,  # side by side, whose losses add up
     ) -> None:
+        self.networks = networks
         self.forward = forward
         self.bounds = bounds
         self.targets = targets
         self.parameters = list(network.parameters())
-        self.start = [copy.deepcopy(parameter.data) for parameter in self.parameters]
+        self.start = [parameter.detach().clone() for parameter in self.parameters]
         self.optimizer = SMORMS3(self.parameters, lr=LEARNING_RATE)
 
     def loss(self, input: Tensor | PackedSpikes) -> Tensor:
@@ -76,11 +77,13 @@ class Trainer:
         bounds = self.bounds
         if bounds is None or self.targets is None:
             return scores.mean()
-        loss = max_over_time_cross_entropy(scores, self.targets)
-        loss = loss + upper_bound(counts, bounds.v_upper, bounds.upper_strength, bounds.upper_per)
+        n = self.networks
+        loss = max_over_time_cross_entropy(scores, self.targets, n)
+        upper = (bounds.v_upper, bounds.upper_strength, bounds.upper_per)
+        loss = loss + upper_bound(counts, *upper, networks=n)
         if bounds.lower_strength > 0:
-            loss = loss + lower_bound(counts, bounds.v_lower, bounds.lower_strength)
-        return loss
+            loss = loss + lower_bound(counts, bounds.v_lower, bounds.lower_strength, n)
+        return loss if n is None else loss.sum()
 
     def step(self, input: Tensor | PackedSpikes) -> StepTime:
         """One timed step."""

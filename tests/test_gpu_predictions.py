@@ -8,7 +8,7 @@ from bench.cases import CASES
 from bench.floors import Peak, Work
 from bench.gpu import __main__ as gpu
 from bench.gpu import model, report, run
-from bench.gpu.cases import GPU_CASES, StepCase
+from bench.gpu.cases import GPU_CASES, PackCase, StepCase
 from bench.gpu.model import H100, Estimate, predict_step, scan_backward, scan_forward
 from bench.gpu.report import KEPT, Skipped, misses, table
 from bench.gpu.run import GpuResult
@@ -107,6 +107,15 @@ def test_a_share_misses_its_goal_when_it_is_lower():
     assert misses([low, high]) == []
 
 
+def test_a_ratio_misses_its_limit_when_it_is_higher():
+    low, high = (
+        toy_result("pack", name, 1.0, limits={"ratio": 1.3}, numbers={"ratio": ratio})
+        for name, ratio in (("cuda", 1.2), ("triton", 14.0))
+    )
+    assert misses([high]) == ["pack, ratio: 14, goal 1.3"]
+    assert misses([high, low]) == []
+
+
 def test_kernels_are_shown_with_their_prediction():
     result = toy_result("a", "cuda", 1e-3)
     result.kernels = [{"name": "void stack_forward_kernel<float>", "calls": 1, "seconds": 1e-3}]
@@ -116,9 +125,12 @@ def test_kernels_are_shown_with_their_prediction():
 
 
 def test_the_goals_are_those_that_were_set():
-    goals = {name: case.goal for name, case in GPU_CASES.items() if case.goal is not None}
-    assert goals == {
+    packs = {name: case for name, case in GPU_CASES.items() if isinstance(case, PackCase)}
+    others = {name: case.goal for name, case in GPU_CASES.items() if name not in packs}
+    assert {name: goal for name, goal in others.items() if goal is not None} == {
         "shd-conv3": 2.5e-3, "dense-recurrent": 0.5e-3, "scan": 0.9, "recurrent-1024": 2.5e-6,
+    }  # fmt: skip
+    assert {name: case.goal_ratio for name, case in packs.items()} == {
         "randman-pack": 1.3, "randman-32-pack": 1.3,
     }  # fmt: skip
     for name in CASES.keys() & GPU_CASES.keys():

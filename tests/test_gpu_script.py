@@ -15,7 +15,7 @@ import torch
 
 from bench.check import CheckFailed
 from bench.gpu import __main__ as gpu
-from bench.gpu import profile, run, sanitize
+from bench.gpu import packs, profile, run, sanitize
 from bench.gpu.cases import GPU_CASES
 from bench.gpu.check import check_stack
 from bench.gpu.measure import Memory, Stopwatch, time_runs
@@ -195,6 +195,31 @@ def test_a_rehearsal_writes_all_numbers(in_this_process, tmp_path, capsys):
     assert "forward operation, share of copy" in results["scan", "cpu"]["numbers"]
     printed = capsys.readouterr().out
     assert "these times mean nothing" in printed and "the plain loop takes" in printed
+
+
+def test_a_rehearsal_of_networks_side_by_side(in_this_process, tmp_path):
+    path = tmp_path / "timings.json"
+    assert gpu.main(["randman-32-pack", *QUICK, "--json", str(path)]) == 0
+    (result,) = json.loads(path.read_text())["results"]  # the plain loop has no packs
+    assert set(result["times"]) == {"step", "step of one"}
+    ratio = result["times"]["step"]["median"] / result["times"]["step of one"]["median"]
+    assert result["numbers"]["step, times one"] == ratio and result["limits"] == {}
+
+
+def test_networks_that_are_not_what_they_are_alone_are_not_timed(
+    in_this_process, monkeypatch, capsys
+):
+    original = packs.PackTrainer._forward
+
+    def off(self, input):
+        scores, counts = original(self, input)
+        change = torch.zeros_like(scores)
+        change[-1, -1] = 1e-5
+        return scores + change, counts
+
+    monkeypatch.setattr(packs.PackTrainer, "_forward", off)
+    assert gpu.main(["randman-32-pack", *QUICK]) == 1
+    assert "network 2 of 3 is not timed: not the bits" in capsys.readouterr().out
 
 
 def test_a_wrong_result_is_not_timed(in_this_process, monkeypatch, tmp_path, capsys):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastlif import ops
+from fastlif.ops.cuda import call
 from fastlif.ops.networks import of_one_network, tensors_of_network
 from fastlif.ops.plan import LayerPlan, LayerTensors, LIFState
 from fastlif.spikes import PackedSpikes
@@ -19,6 +20,9 @@ from .targets import BY_NAME, HERE, ready
 PACKS = [
     *NETWORKS,
     Case("dense-sums", 40, 37, (40,), channels=(48, 20), networks=5),  # several groups of samples
+    # Backward, blocks of the GPU kernels have four samples (4 + 3 of each network), and two.
+    Case("dense-blocks", 34, 7, (23,), channels=(37, 16), networks=2),
+    Case("dalian-blocks", 33, 3, (23,), channels=(21, 7), inhibitory=(5, 1), networks=2),
     replace(SKIPS[-1], networks=2),
     replace(CONV[3], networks=2),
     replace(POOLING[2], networks=3, shared_input=True),
@@ -70,25 +74,51 @@ def test_so_it_is_with_reduced_products():
     with ready(BY_NAME["emulated"]) as target:
         torch.set_float32_matmul_precision("high")
         try:
-            for case in (PACKS[-2], *NETWORKS[:2]):
-                compare(target, case, binary=True, state=False)
+            for name in (CONV[3].name, "networks-dense", "networks-conv1d", "dense-blocks"):
+                compare(target, named(name), binary=True, state=False)
         finally:
             torch.set_float32_matmul_precision("highest")
 
 
-def compare(target, case, binary, state):
+@pytest.mark.parametrize(
+    ("name", "shared_bytes"),
+    [("networks-dense", 5000), ("networks-conv1d", 12000), ("networks-dalian", 3000)],
+)
+def test_so_it_is_where_a_block_has_little_memory(monkeypatch, name, shared_bytes):
+    """Products between launches, which are torch's, and input that is read where it lies."""
+    with ready(BY_NAME["emulated"]) as target:
+        monkeypatch.setattr(call, "EMULATED_SHARED_BYTES", shared_bytes)
+        for state in (True, False):
+            compare(target, named(name), binary=True, state=state)
+
+
+@pytest.mark.parametrize("name", ["cpu", "emulated", "cuda"])
+@pytest.mark.parametrize(("dtype", "exact"), [(torch.float64, False), (torch.float32, True)])
+def test_so_it_is_in_any_precision(name, dtype, exact):
+    with ready(BY_NAME[name]) as target:
+        for case in (named("dense-blocks"), named("networks-conv1d"), named("dalian-blocks")):
+            compare(target, case, binary=True, state=False, dtype=dtype, exact_membrane=exact)
+
+
+def named(name):
+    """A case of PACKS."""
+    return next(case for case in PACKS if case.name == name)
+
+
+def compare(target, case, binary, state, dtype=torch.float32, **options):
     """A pack's outputs and gradients with those of each of its networks alone."""
     stack = build(case, binary=binary, delay=int(state))
-    tensors = layer_tensors(stack, torch.float32, torch.float32, state=state, device=target.device)
-    input = stack.input.float().to(target.device)
-    outputs, grads = run(input, stack.plans, tensors, target.backend)
+    tensors = layer_tensors(stack, dtype, torch.float32, state=state, device=target.device)
+    input = stack.input.to(target.device, dtype)
+    outputs, grads = run(input, stack.plans, tensors, target.backend, **options)
     plans, n = of_one_network(stack.plans), case.networks
     assert outputs[0].abs().sum() > 0
     summed = torch.zeros_like(input)
     for network in range(n):
         own_input = input if case.shared_input else input.chunk(n, dim=1)[network]
         own = [tensors_of_network(layer, network, n) for layer in tensors]
-        expected, expected_grads = run(own_input.contiguous(), plans, own, target.backend)
+        alone = (own_input.contiguous(), plans, own, target.backend)
+        expected, expected_grads = run(*alone, **options)
         dims = [0 if case.readout == "readout_max" else 1, *[0] * (len(outputs) - 1)]
         for found, wanted, dim in zip(outputs, expected, dims, strict=True):
             assert torch.equal(found.chunk(n, dim)[network], wanted)

@@ -133,7 +133,7 @@ class PackCase:
 
     step: StepCase
     networks: int
-    goal: float  # times the step of one
+    goal_ratio: float | None  # of its step to that of one
 
     @property
     def name(self) -> str:
@@ -142,7 +142,7 @@ class PackCase:
 
     def quick(self) -> PackCase:
         """Fewer networks on a small batch."""
-        return replace(self, step=self.step.quick(), networks=3)
+        return replace(self, step=self.step.quick(), networks=3, goal_ratio=None)
 
 
 GpuCase = StepCase | LayerCase | PackCase
@@ -166,11 +166,11 @@ GPU_CASES: dict[str, GpuCase] = {
             tuning_samples=2,
             check_steps=150,
         ),
-        PackCase(StepCase(CASES["randman"], None), networks=16, goal=1.3),
+        PackCase(StepCase(CASES["randman"], None), networks=16, goal_ratio=1.3),
         PackCase(
             StepCase(replace(CASES["randman"], name="randman-32", batch=32), None),
             networks=16,
-            goal=1.3,
+            goal_ratio=1.3,
         ),
     )
 }

@@ -93,8 +93,9 @@ class DeviceTrainer(Trainer):
         bounds: Regularization,
         targets: Tensor,
         device: torch.device,
+        networks: int | None = None,
     ) -> None:
-        super().__init__(forward, network, bounds, targets)
+        super().__init__(forward, network, bounds, targets, networks)
         self.device = device
 
     def reset(self) -> None:

@@ -62,7 +62,7 @@ def table(entries: Sequence[Entry]) -> str:
                     f"{_duration(spread.smallest)} - {_duration(spread.largest)}",
                 )
             )
-        goals = {KEPT: KEPT_GOAL} | entry.goals
+        goals = {KEPT: KEPT_GOAL} | entry.goals | entry.limits
         for name, number in entry.numbers.items():
             goal = goals.get(name)
             rows.append(
@@ -140,8 +140,9 @@ def misses(entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         if isinstance(entry, Skipped):
             continue
-        if KEPT in entry.numbers:
-            _keep_best(best, (entry.case, KEPT), KEPT_GOAL, entry.numbers[KEPT], lower=True)
+        for name, limit in ({KEPT: KEPT_GOAL} | entry.limits).items():
+            if name in entry.numbers:
+                _keep_best(best, (entry.case, name), limit, entry.numbers[name], lower=True)
         for name, goal in entry.goals.items():
             if name in entry.times:
                 value = entry.times[name].median

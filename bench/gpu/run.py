@@ -70,6 +70,7 @@ class GpuResult:
     kernels: list[dict[str, Any]] = field(default_factory=list)  # of one run, by the profiler
     predicted_kernels: list[dict[str, Any]] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)  # shares, bytes
+    limits: dict[str, float] = field(default_factory=dict)  # goals of numbers that should be low
     notes: list[str] = field(default_factory=list)
 
 
@@ -137,7 +138,7 @@ def run_step(
         for part in ("forward", "backward", "optimizer", "step"):
             result.times[part] = getattr(spread, part)
         if device.type == "cuda":
-            _try(result, "graph", lambda: _add_graph(result, trainer, given, repeats))
+            attempt(result, "graph", lambda: _add_graph(result, trainer, given, repeats))
         _add_kernels(result, lambda: trainer.whole_step(given), device)
         trainer.reset()
     tf32 = variant.endswith(TF32)
@@ -320,10 +321,10 @@ def _add_kernels(result: GpuResult, run: Callable[[], object], device: torch.dev
     def add() -> None:
         result.kernels = [dataclasses.asdict(time) for time in kernel_times(run, device)]
 
-    _try(result, "profiler", add)
+    attempt(result, "profiler", add)
 
 
-def _try(result: GpuResult, what: str, action: Callable[[], None]) -> None:
+def attempt(result: GpuResult, what: str, action: Callable[[], None]) -> None:
     """A part without which the rest still counts; its failure is noted."""
     try:
         action()

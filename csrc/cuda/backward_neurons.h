@@ -287,9 +287,10 @@ __device__ __forceinline__ void prefetch_rows(const Parameters<Real>& p, const v
   const int line = 128 / size, lines = (end - begin + line - 1) / line + 1;
   for (int i = int(threadIdx.x % 32); i < lines * samples * rows; i += 32) {
     const int neuron = begin + i / (samples * rows) * line;
-    const int64_t sample = first_sample_of_block<samples>(p) + i / rows % samples;
+    const int in_block = i / rows % samples;
+    const int64_t sample = first_sample_of_block<samples>(p) + in_block;
     const int64_t at = ((row - 1 - i % rows) * p.batch + sample) * neurons + (neuron < end ? neuron : end - 1);
-    if (sample < p.batch) prefetch(static_cast<const char*>(tensor) + at * size);
+    if (in_block < samples_left<samples>(p)) prefetch(static_cast<const char*>(tensor) + at * size);
   }
 }
 

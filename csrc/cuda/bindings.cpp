@@ -118,15 +118,16 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
   m.def(
       "stack_forward",
       [](const Plan& plan, std::pair<int, int> range, int64_t n_steps, int64_t batch, int networks,
-         bool shared_input, int precision, uintptr_t input_masks, const std::vector<ForwardLayer>& layers, int shared_bytes,
-         uintptr_t stream) {
+         bool shared_input, int precision, uintptr_t input_masks, const std::vector<ForwardLayer>& layers,
+         int shared_bytes, uintptr_t stream) {
         const py::gil_scoped_release release;
         ForwardProblem p{&plan, range.first, range.second, n_steps, batch, Precision(precision),
                          {networks, shared_input}, pointer<const uint32_t>(input_masks), layers};
         stack_forward(p, shared_bytes, stream_of(stream));
       },
       py::arg("plan"), py::arg("segment"), py::kw_only(), py::arg("n_steps"), py::arg("batch"), py::arg("networks"),
-      py::arg("shared_input"), py::arg("precision"), py::arg("input_masks"), py::arg("layers"), py::arg("shared_bytes"), py::arg("stream"));
+      py::arg("shared_input"), py::arg("precision"), py::arg("input_masks"), py::arg("layers"),
+      py::arg("shared_bytes"), py::arg("stream"));
   m.def(
       "stack_backward",
       [](const Plan& plan, std::pair<int, int> range, int64_t n_steps, int64_t batch, int networks, int precision,
@@ -165,7 +166,8 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
                      {networks, shared_input}, Precision(precision), shared_bytes, stream_of(stream));
       },
       py::arg("plan"), py::arg("layer"), py::arg("pointers"), py::kw_only(), py::arg("input_masks"), py::arg("n_steps"),
-      py::arg("batch"), py::arg("networks"), py::arg("shared_input"), py::arg("precision"), py::arg("shared_bytes"), py::arg("stream"));
+      py::arg("batch"), py::arg("networks"), py::arg("shared_input"), py::arg("precision"), py::arg("shared_bytes"),
+      py::arg("stream"));
   m.def(
       "dale_backward",
       [](const Plan& plan, int layer, const DaleBackwardLayer& pointers, int64_t n_steps, int64_t batch, int networks,
@@ -207,8 +209,8 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
          uintptr_t grad, uintptr_t stream) {
         const py::gil_scoped_release release;
         weight_gradient(connection(plan, layer, sources), pointer<const int32_t>(words),
-                        pointer<const void>(grad_injected), n_steps, batch, {networks, shared_input}, is_double, pointer<void>(partials),
-                        pointer<void>(grad), stream_of(stream));
+                        pointer<const void>(grad_injected), n_steps, batch, {networks, shared_input}, is_double,
+                        pointer<void>(partials), pointer<void>(grad), stream_of(stream));
       },
       py::arg("plan"), py::arg("layer"), py::arg("sources"), py::kw_only(), py::arg("words"),
       py::arg("grad_injected"), py::arg("n_steps"), py::arg("batch"), py::arg("networks"), py::arg("shared_input"),

@@ -17,8 +17,9 @@ inline int multiprocessors() {
 #endif
 }
 
-// Samples on the busiest multiprocessor where every block has so many, of one network of several. Blocks with more of them
-// share each weight that is loaded, which gains as long as no multiprocessor gets more samples for it. Results are the same.
+// Samples on the busiest multiprocessor where every block has so many, all of one network. Blocks with more of them
+// share each weight that is loaded, which gains as long as no multiprocessor gets more samples for it. Results are the
+// same.
 inline int64_t busiest(int64_t samples_of_network, int networks, int samples_of_block, int processors) {
   const int64_t blocks = int64_t(networks) * ceil_div(samples_of_network, samples_of_block);
   return int64_t(samples_of_block) * ceil_div(blocks, processors);

@@ -262,11 +262,12 @@ void start_dale(DaleProblem<Real> problem, int64_t n_steps, int64_t batch, Netwo
   problem.half_kept = half_kept;
   const auto name = [&] {
     return "dale_backward of " + std::to_string(problem.map.neurons) + " neurons, " + std::to_string(n_steps) +
-           " steps, " + std::to_string(batch) + " samples of " + std::to_string(networks.count) + " networks and " + std::to_string(problem.shared_bytes()) +
-           " bytes of shared memory a block";
+           " steps, " + std::to_string(batch) + " samples" + networks.text() + " and " +
+           std::to_string(problem.shared_bytes()) + " bytes of shared memory a block";
   };
-  FASTLIF_LAUNCH(name(), (dale_backward_kernel<Real, samples>), 
-                 dim3(unsigned(ceil_div(problem.samples, samples)), unsigned(networks.count)), dim3(kDaleThreads), size_t(problem.shared_bytes()), stream, problem);
+  FASTLIF_LAUNCH(name(), (dale_backward_kernel<Real, samples>),
+                 dim3(unsigned(ceil_div(problem.samples, samples)), unsigned(networks.count)), dim3(kDaleThreads),
+                 size_t(problem.shared_bytes()), stream, problem);
 }
 
 template <class Real>

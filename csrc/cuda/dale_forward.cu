@@ -293,10 +293,10 @@ void launch_dale(const Layer& layer, const ForwardLayer& from, const uint32_t* i
   const int threads = std::min(32 * (to.populations[0].groups + to.populations[1].groups), kMostThreads<Real>);
   const auto name = [&] {
     return "dale_forward of " + std::to_string(to.neurons) + " neurons, " + std::to_string(n_steps) + " steps, " +
-           std::to_string(batch) + " samples of " + std::to_string(networks.count) + " networks and " + std::to_string(to.layout.bytes) +
+           std::to_string(batch) + " samples" + networks.text() + " and " + std::to_string(to.layout.bytes) +
            " bytes of shared memory a block";
   };
-  FASTLIF_LAUNCH(name(), (dale_forward_kernel<Real, Kept>), 
+  FASTLIF_LAUNCH(name(), (dale_forward_kernel<Real, Kept>),
                  dim3(unsigned(to.samples), unsigned(networks.count)), dim3(unsigned(threads)),
                  size_t(to.layout.bytes), stream, to);
 }

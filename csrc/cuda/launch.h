@@ -6,9 +6,9 @@
 // = position * channels + channel); "user" tensors are as torch keeps them, (B, channels, positions). Numbers are float
 // or double throughout, by Precision; `kept` is half with float32_half.
 //
-// Several networks of one shape run in one launch: their weights and biases lie one network's behind the other's, and so
-// do their samples in the batch. What has no weights of its own does not tell them apart. Each network gets the bits that
-// it gets alone.
+// Several networks of one shape run in one launch: their weights and biases lie one network's behind the other's, and
+// so do their samples in the batch. What has no weights of its own does not tell them apart. Each network gets the bits
+// that it gets alone.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +27,7 @@ enum class Products : int { exact = 0, tf32 = 1 };  // of W^T dL/dJ and V^T dL/d
 struct Networks {
   int count = 1;
   bool shared_input = false;  // the input has the samples of one network, which all of them hear
+  std::string text() const { return count > 1 ? " of " + std::to_string(count) + " networks" : ""; }
 };
 
 // ---- pack.cu

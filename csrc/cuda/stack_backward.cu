@@ -1,6 +1,6 @@
-// The backward pass of some layers of a stack, all steps in one launch. A block owns a few samples of a network and takes all layers
-// back in lockstep, two steps at a time: dL/dJ[n] first enters dL/dU[n] and that first enters dL/dJ[n-2], so the
-// products with dL/dJ[n+1] and dL/dJ[n] (products.h) need nothing that is still to come.
+// The backward pass of some layers of a stack, all steps in one launch. A block owns a few samples of one network and
+// takes all layers back in lockstep, two steps at a time: dL/dJ[n] first enters dL/dU[n] and that first enters
+// dL/dJ[n-2], so the products with dL/dJ[n+1] and dL/dJ[n] (products.h) need nothing that is still to come.
 #include "backward_neurons.h"
 #include "busiest.h"
 #include "launch.h"
@@ -96,7 +96,7 @@ std::string text(const BackwardProblem& problem) {
   for (int l = problem.first; l < problem.last; ++l)
     shape += " " + std::to_string(problem.plan->layers[size_t(l)].shape.size());
   return shape + ", steps " + std::to_string(problem.n_steps) + ", batch " + std::to_string(problem.batch) +
-         " of " + std::to_string(problem.networks.count) + " networks";
+         problem.networks.text();
 }
 
 template <class Real, int samples, bool tensor_cores>

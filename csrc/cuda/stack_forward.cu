@@ -79,12 +79,12 @@ void launch_forward(const ForwardProblem& problem, int shared_bytes, cudaStream_
   const int threads = std::min(forward::threads_of(arguments.layout, blocks, shared_bytes), most_threads<Real>());
   const auto name = [&] {
     return "stack_forward of layers " + std::to_string(problem.first) + " to " + std::to_string(problem.last - 1) +
-           ", " + std::to_string(problem.n_steps) + " steps, " + std::to_string(problem.batch) + " samples of " +
-           std::to_string(problem.networks.count) + " networks, " +
+           ", " + std::to_string(problem.n_steps) + " steps, " + std::to_string(problem.batch) + " samples" +
+           problem.networks.text() + ", " +
            std::to_string(arguments.layout.items * 32) + " neurons and " + std::to_string(arguments.layout.bytes) +
            " bytes of shared memory a block";
   };
-  FASTLIF_LAUNCH(name(), (stack_forward_kernel<Real, Kept>), 
+  FASTLIF_LAUNCH(name(), (stack_forward_kernel<Real, Kept>),
                  dim3(unsigned(arguments.samples), unsigned(tiles), unsigned(problem.networks.count)),
                  dim3(unsigned(threads)), size_t(arguments.layout.bytes), stream, arguments);
 }

@@ -282,7 +282,7 @@ void weight_gradient_of(const Connection& connection, const int32_t* words, cons
   const int count = networks.count;
   const int64_t samples = batch / count;  // of a network
   const int splits = splits_of(geometry, items_of(connection, n_steps, samples));
-  const std::string name = named(connection, n_steps, batch) + " of " + std::to_string(count) + " networks";
+  const std::string name = named(connection, n_steps, batch) + networks.text();
   const int64_t items_of_word = samples * connection.out.positions(), rows = batch * connection.out.positions();
   const int64_t words_of_network = samples * geometry.sources();
   const bool aligned = cut.columns % kColumns == 0 && reinterpret_cast<uintptr_t>(grad_injected) % 16 == 0;

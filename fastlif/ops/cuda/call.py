@@ -118,7 +118,7 @@ class Call:
         """Of each network."""
         return self.shapes.batch // self.shapes.networks
 
-    def networks(self, layer: int) -> dict[str, int]:
+    def network_arguments(self, layer: int) -> dict[str, int]:
         """Arguments of kernels that read what drives a layer."""
         return {
             "networks": self.shapes.networks,
@@ -135,8 +135,8 @@ class Call:
         networks = self.shapes.networks
         if networks == 1:
             return product(flat, weights)
-        own = (part.contiguous() for part in flat.chunk(networks, 1))
-        return torch.cat([product(part, w) for part, w in zip(own, weights, strict=True)], 1)
+        pairs = zip(flat.chunk(networks, 1), weights, strict=True)
+        return torch.cat([product(apart(part), apart(weight)) for part, weight in pairs], 1)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
         """Memory on the device, by default for numbers of the parameters' dtype."""
@@ -167,6 +167,11 @@ class Call:
 def on_device(device: torch.device) -> Any:
     """The device of a tensor as the current one, which launches go to."""
     return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
+
+
+def apart(part: Tensor) -> Tensor:
+    """A copy of a part of a tensor: libraries choose their kernels by where a tensor begins."""
+    return part.clone(memory_format=torch.contiguous_format)
 
 
 def packed(weight: Tensor, view: tuple[int, int, int, int], order: tuple[int, ...]) -> Tensor:

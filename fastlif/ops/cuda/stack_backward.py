@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlif.ops import dense
-from fastlif.ops.cuda.call import BACKWARD_ORDER, Call, address, packed
+from fastlif.ops.cuda.call import BACKWARD_ORDER, Call, address, apart, packed
 from fastlif.ops.cuda.sources import emitted_words, inhibitory_words, readout_parts, stands_alone
 from fastlif.ops.layout import (
     FIRST_STATE,
@@ -239,16 +239,20 @@ class Backward:
     def _weight_of_numbers(self, injected: Tensor) -> Tensor:
         """Gradient of the first layer's weight, where numbers drive it."""
         shapes = self.call.shapes
-        inputs = [self.input] * shapes.networks
-        if not shapes.shares_input:
-            inputs = list(self.input.chunk(shapes.networks, 1))
-        grads = [
-            dense.weight_gradient(
-                own.contiguous(), values.contiguous(), self.plans[0], reduced=self.reduced
-            )
-            for own, values in zip(injected.chunk(shapes.networks, 1), inputs, strict=True)
-        ]
-        return _of_networks(grads)
+        if shapes.networks == 1:
+            parts = [(injected, self.input)]
+        else:
+            own = map(apart, injected.chunk(shapes.networks, 1))
+            inputs = [self.input] * shapes.networks
+            if not shapes.shares_input:
+                inputs = [apart(part) for part in self.input.chunk(shapes.networks, 1)]
+            parts = list(zip(own, inputs, strict=True))
+        return _of_networks(
+            [
+                dense.weight_gradient(grad, values, self.plans[0], reduced=self.reduced)
+                for grad, values in parts
+            ]
+        )
 
     def _readout_weight(self, injected: Tensor) -> Tensor:
         """Gradient of the weight of a readout with skips, a block of columns for each source."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlif.ops import dense
-from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, packed
+from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, apart, packed
 from fastlif.ops.cuda.sources import emitted_words, readout_current
 from fastlif.ops.layout import (
     FIRST_STATE,
@@ -109,9 +109,9 @@ def _current_of_numbers(call: Call, input: Tensor, weight: Tensor, bias: Tensor)
         return dense.injected_current(input, shapes.plans[0], weight, given)
     parts = []
     for network, own in enumerate(weight):
-        values = input if shapes.shares_input else input.chunk(shapes.networks, 1)[network]
-        given = bias[network] if bias.numel() else None
-        parts.append(dense.injected_current(values.contiguous(), shapes.plans[0], own, given))
+        values = input if shapes.shares_input else apart(input.chunk(shapes.networks, 1)[network])
+        given = apart(bias[network]) if bias.numel() else None
+        parts.append(dense.injected_current(values, shapes.plans[0], apart(own), given))
     return torch.cat(parts, 1)
 
 
@@ -145,7 +145,7 @@ def _launch(
     if plan.inhibition is not None:
         call.kernels.dale_forward(
             call.plan, segment[0], pointers[0], input_masks=address(masks),
-            shared_bytes=call.shared_bytes, **call.networks(segment[0]), **call.common(),
+            shared_bytes=call.shared_bytes, **call.network_arguments(segment[0]), **call.common(),
         )  # fmt: skip
         return
     alone = segment[1] - segment[0] == 1 and plan.kind == "lif" and plan.recurrent_kernel is None
@@ -154,7 +154,7 @@ def _launch(
     else:
         call.kernels.stack_forward(
             call.plan, segment, input_masks=address(masks), layers=pointers,
-            shared_bytes=call.shared_bytes, **call.networks(segment[0]), **call.common(),
+            shared_bytes=call.shared_bytes, **call.network_arguments(segment[0]), **call.common(),
         )  # fmt: skip
 
 
