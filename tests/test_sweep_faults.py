@@ -184,17 +184,22 @@ def test_a_node_is_killed_half_way(
         killed: Path | None = None
 
         def progressed(self, progress: Progress) -> None:
-            if self.killed is None and len(self.ended) >= N_TRIALS // 2:
-                for path in folder.glob("trials/*/epochs.csv"):
-                    last = attempts(path.parent)[-1]
-                    if last["ray_node"] == node.node_id and outcome(path.parent) is None:
-                        os.kill(last["process"], signal.SIGKILL)
-                        cluster.remove_node(node, allow_graceful=False)
-                        self.killed = path.parent
-                        return
-                # On a busy machine the other node may still be starting its first trial, while this
-                # one does all: less is handed out in the meantime.
-                time.sleep(0.5)
+            # On a busy machine the other node may still be starting its first trial, while this
+            # one does all: less is handed out in the meantime.
+            give_up = time.monotonic() + 0.5
+            if len(self.ended) >= N_TRIALS // 2:
+                while self.killed is None and time.monotonic() < give_up:
+                    self.kill()
+                    time.sleep(0.01)  # a trial takes half a second
+
+        def kill(self) -> None:
+            for path in folder.glob("trials/*/epochs.csv"):
+                last = attempts(path.parent)[-1]
+                if last["ray_node"] == node.node_id and outcome(path.parent) is None:
+                    os.kill(last["process"], signal.SIGKILL)
+                    cluster.remove_node(node, allow_graceful=False)
+                    self.killed = path.parent
+                    return
 
     killer = Killer()
     run_sweep(spec, folder, address=cluster.address, reporter=killer)
