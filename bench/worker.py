@@ -102,13 +102,13 @@ class Side:
         first = self._start()
         opponent = OPPONENTS.get(self.name)
         compiles = opponent is not None and opponent.compiles
-        again = self.trainer.step(self.input).step if compiles else 0.0
+        compile_seconds = first - self.trainer.step(self.input).step if compiles else None
         return Facts(
             steps=self.steps,
             kept_bytes=self.trainer.kept_bytes(self.input),
             # What is compiled for a CPU shows no operators.
             launches=None if compiles else launches(lambda: self.trainer.step(self.input)),
-            compile_seconds=first - again if compiles else None,
+            compile_seconds=compile_seconds,
             check=self._check(),
         )
 

@@ -38,12 +38,12 @@ struct DaleArguments {
   Synapse<Real> from_input, from_excitatory, from_inhibitory;
   Layout layout;  // sources: the input, the excitatory and the inhibitory neurons
   int groups = 0;  // bytes of shared memory before the groups
-  int channels = 0, positions = 0, neurons = 0, input_words = 0;  // of the whole layer; of a step of input_masks
+  int channels = 0, positions = 0, neurons = 0;  // of the whole layer
   int n_steps = 0;
-  int64_t batch = 0, input_batch = 0;  // samples of a step, of tensors and of input_masks
-  int samples = 0;                     // of a network
-  bool shared_input = false, delay = false, keep_unreset = false;
-  const uint32_t* input_masks = nullptr;
+  int64_t batch = 0;
+  int samples = 0;  // of a network
+  bool delay = false, keep_unreset = false;
+  InputMasks input;
   const Real *bias = nullptr, *injected = nullptr;
   const Real *membrane0 = nullptr, *current0 = nullptr, *pending0 = nullptr, *inhibitory0 = nullptr,
              *pending_inhibitory0 = nullptr;
@@ -67,10 +67,7 @@ struct DaleWorker {
   const int network;
   const int64_t sample;  // of all networks' samples
 
-  __device__ __forceinline__ const uint32_t* input_row(int step) const {
-    const int64_t heard = p.shared_input ? sample - int64_t(network) * p.samples : sample;
-    return p.input_masks + (int64_t(step) * p.input_batch + heard) * p.input_words;
-  }
+  __device__ __forceinline__ const uint32_t* input_row(int step) const { return p.input.row(step, sample, network); }
 
   __device__ __forceinline__ Own own(const Population<Real>& population, int group) const {
     const int neuron = group * 32 + int(threadIdx.x & 31);
@@ -124,7 +121,7 @@ struct DaleWorker {
     }
     a = b = p.bias ? __ldg(p.bias + (network * p.channels + neuron.at.channel)) : Real(0);
     if (!p.layout.direct_input) return hear(p.from_input, 0, neuron.at, a, b);
-    gather_direct(p.from_input.geometry, input_row(m - 2), has_b ? input_row(m - 1) : nullptr, p.input_words, neuron.at,
+    gather_direct(p.from_input.geometry, input_row(m - 2), has_b ? input_row(m - 1) : nullptr, p.input.words, neuron.at,
                   p.from_input.weight_of(network), a, b);
   }
 
@@ -189,7 +186,7 @@ struct DaleWorker {
     for (int i = int(threadIdx.x); i < input.words; i += int(blockDim.x))
       shared_at<uint2>(shared, input.masks)[i] =
           make_uint2(m < p.n_steps ? __ldg(from + i) : 0,
-                     m + 1 < p.n_steps ? __ldg(from + p.input_batch * p.input_words + i) : 0);
+                     m + 1 < p.n_steps ? __ldg(from + p.input.batch * p.input.words + i) : 0);
   }
 
   __device__ __forceinline__ void finish() const {
@@ -274,16 +271,16 @@ void launch_dale(const Layer& layer, const ForwardLayer& from, const uint32_t* i
     own.constants = NeuronConstants<Real>(layer, population == 1);
   }
   if (layer.has_feedforward && input_masks) {
-    to.from_input = {in(from.weight), Geometry(layer.feedforward)};
-    to.input_words = Map(layer.feedforward.in).groups();
+    to.from_input = {in(from.weight), layer.feedforward};
+    to.input = {input_masks, batch, networks};
+    to.input.words = Map(layer.feedforward.in).groups();
   }
-  if (layer.recurrent) to.from_excitatory = {in(from.recurrent_weight), Geometry(layer.recurrence)};
-  to.from_inhibitory = {in(from.inhibitory_weight), Geometry(layer.inhibition)};
+  if (layer.recurrent) to.from_excitatory = {in(from.recurrent_weight), layer.recurrence};
+  to.from_inhibitory = {in(from.inhibitory_weight), layer.inhibition};
   to.channels = layer.shape.channels, to.positions = layer.shape.positions(), to.neurons = int(layer.shape.size());
   to.n_steps = int(n_steps), to.batch = batch, to.samples = int(batch / networks.count);
-  to.shared_input = networks.shared_input, to.input_batch = networks.shared_input ? to.samples : batch;
   to.delay = layer.delay != 0, to.keep_unreset = !layer.detach_reset;
-  to.input_masks = input_masks, to.bias = in(from.bias), to.injected = in(from.injected);
+  to.bias = in(from.bias), to.injected = in(from.injected);
   to.membrane0 = in(from.membrane0), to.current0 = in(from.current0), to.pending0 = in(from.pending0);
   to.inhibitory0 = in(from.inhibitory0), to.pending_inhibitory0 = in(from.pending_inhibitory0);
   to.kept = static_cast<Kept*>(from.kept), to.words = from.words;

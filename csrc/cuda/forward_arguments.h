@@ -3,6 +3,7 @@
 
 #include "../lif_step.h"
 #include "forward_layout.h"
+#include "launch.h"
 
 namespace fastlif::cuda::forward {
 
@@ -14,8 +15,27 @@ struct Synapse {
   int rows = 0;  // of the kernel; 0 if there is no such synapse
 
   Synapse() = default;
-  Synapse(const Real* w, const Geometry& g) : weight(w), weights(g.weights()), geometry(g), rows(g.kernel_h) {}
+  Synapse(const Real* w, const Connection& c)
+      : weight(w), weights(c.weight_size()), geometry(c), rows(geometry.kernel_h) {}
   __device__ __forceinline__ const Real* weight_of(int network) const { return weight + network * weights; }
+};
+
+// Masks (T, samples, words) of the sources of a segment, which all networks share or of which each has its own samples.
+struct InputMasks {
+  const uint32_t* masks = nullptr;
+  int words = 0;      // of a sample and step
+  int64_t batch = 0;  // samples of a step
+  int shared = 0;     // samples that every network hears; 0: each hears its own
+
+  InputMasks() = default;
+  InputMasks(const uint32_t* m, int64_t samples_of_all, const Networks& networks)
+      : masks(m), batch(samples_of_all) {
+    if (networks.shared_input) batch /= networks.count, shared = int(batch);
+  }
+  // `sample` counts through the samples of all networks.
+  __device__ __forceinline__ const uint32_t* row(int step, int64_t sample, int network) const {
+    return masks + (int64_t(step) * batch + (sample - int64_t(network) * shared)) * words;
+  }
 };
 
 // Of NeuronConstants what the kernel of stacks reads: how large its arguments are decides whether registers suffice.
@@ -49,13 +69,10 @@ template <class Real, class Kept>
 struct Arguments {
   LayerArguments<Real, Kept> layers[kMostLayers];
   Layout layout;
-  const uint32_t* input_masks = nullptr;
-  int input_words = 0;  // of a step of input_masks
+  InputMasks input;
   int n_steps = 0;
   int64_t batch = 0;
-  int64_t input_batch = 0;    // samples of a step of input_masks
-  int samples = 0;            // of a network
-  bool shared_input = false;  // by all networks
+  int samples = 0;  // of a network
 };
 
 template <class Real>

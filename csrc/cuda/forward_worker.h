@@ -25,14 +25,13 @@ struct Worker {
   static constexpr int kWords = 64 * int(sizeof(Real)), kCounts = kWords + 128;  // in a record of a spiking layer
 
   __device__ __forceinline__ const uint32_t* input_row(int step) const {
-    const int64_t heard = p.shared_input ? sample - int64_t(network) * p.samples : sample;
-    return p.input_masks + (int64_t(step) * p.input_batch + heard) * p.input_words;
+    return p.input.row(step, sample, network);
   }
 
   // Word i of the pair of rows of input masks of the steps m and m + 1.
   __device__ __forceinline__ uint32_t input_word(int m, int i) const {
     const int words = p.layout.sources[0].words, row = i >= words, word = first_word + i - row * words;
-    return m + row < p.n_steps && word < p.input_words ? __ldg(input_row(m + row) + word) : 0;
+    return m + row < p.n_steps && word < p.input.words ? __ldg(input_row(m + row) + word) : 0;
   }
 
   // Where it goes.
@@ -125,7 +124,7 @@ struct Worker {
       const Synapse<Real>& synapse = layer.synapses[s];
       if (!synapse.weight) continue;
       if (l + s == 0 && p.layout.direct_input)
-        gather_direct(synapse.geometry, input_row(m - 2), m - 1 < p.n_steps ? input_row(m - 1) : nullptr, p.input_words,
+        gather_direct(synapse.geometry, input_row(m - 2), m - 1 < p.n_steps ? input_row(m - 1) : nullptr, p.input.words,
                       at, synapse.weight_of(network), a, b);
       else
         gather(synapse.geometry, p.layout.sources[l + s], shared, at, synapse.weight_of(network), first_source(l, s), a,

@@ -82,7 +82,6 @@ struct Geometry {
   }
 
   FASTLIF_BOTH int sources() const { return in_height * in_width * in_channels; }
-  int64_t weights() const { return int64_t(kernel_h) * kernel_w * in_channels * out_channels; }
 
   // Runs in the order (kernel row, run) are in ascending order of their sources. An empty one has begin == end.
   FASTLIF_BOTH SourceRange range(const Place& at, int kernel_row, int run) const {

@@ -42,14 +42,12 @@ void launch_forward(const ForwardProblem& problem, int shared_bytes, cudaStream_
   const bool injected = problem.layers.front().injected != nullptr;
   arguments.layout = forward::choose_layout(plan, problem.first, problem.last, sizeof(Real), injected, problem.batch,
                                             shared_bytes);
-  arguments.input_masks = problem.input_masks;
+  arguments.input = {problem.input_masks, problem.batch, problem.networks};
   arguments.n_steps = int(problem.n_steps);
   arguments.batch = problem.batch;
   arguments.samples = int(problem.batch / problem.networks.count);
-  arguments.shared_input = problem.networks.shared_input;
-  arguments.input_batch = arguments.shared_input ? arguments.samples : problem.batch;
   const Layer& front = plan.layers[problem.first];
-  if (front.has_feedforward) arguments.input_words = Map(front.feedforward.in).groups();
+  if (front.has_feedforward) arguments.input.words = Map(front.feedforward.in).groups();
   for (int l = problem.first; l < problem.last; ++l) {
     const Layer& layer = plan.layers[l];
     const ForwardLayer& from = problem.layers[l - problem.first];
@@ -57,8 +55,8 @@ void launch_forward(const ForwardProblem& problem, int shared_bytes, cudaStream_
     const auto number = [](const void* pointer) { return static_cast<const Real*>(pointer); };
     const auto result = [](void* pointer) { return static_cast<Real*>(pointer); };
     to.bias = number(from.bias), to.injected = number(from.injected);
-    if (layer.has_feedforward && !from.injected) to.synapses[0] = {number(from.weight), Geometry(layer.feedforward)};
-    if (layer.recurrent) to.synapses[1] = {number(from.recurrent_weight), Geometry(layer.recurrence)};
+    if (layer.has_feedforward && !from.injected) to.synapses[0] = {number(from.weight), layer.feedforward};
+    if (layer.recurrent) to.synapses[1] = {number(from.recurrent_weight), layer.recurrence};
     to.membrane0 = number(from.membrane0), to.current0 = number(from.current0), to.pending0 = number(from.pending0);
     to.kept = static_cast<Kept*>(from.kept), to.words = from.words;
     to.counts = result(from.counts), to.membrane = result(from.membrane), to.current = result(from.current);

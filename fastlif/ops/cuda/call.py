@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -125,18 +125,22 @@ class Call:
             "shared_input": layer == 0 and self.shapes.shares_input,
         }
 
-    def by_network(
-        self, flat: Tensor, weights: Tensor, product: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """What a product of (time, batch, ...) and a weight gives, each network with its own.
+    def samples_of_each(self, tensor: Tensor, *, shared: bool = False) -> list[Tensor]:
+        """(time, samples, ...) of every network, for products of torch's own libraries.
 
-        By torch's own libraries; each call is what it is for that network alone.
+        `shared`: the tensor is the same for all of them.
         """
         networks = self.shapes.networks
-        if networks == 1:
-            return product(flat, weights)
-        pairs = zip(flat.chunk(networks, 1), weights, strict=True)
-        return torch.cat([product(apart(part), apart(weight)) for part, weight in pairs], 1)
+        if networks == 1 or shared:
+            return [tensor] * networks
+        return [_apart(part) for part in tensor.chunk(networks, 1)]
+
+    def weights_of_each(self, weight: Tensor) -> list[Tensor]:
+        """A parameter of every network, likewise; empty where it is absent."""
+        networks = self.shapes.networks
+        if networks == 1 or not weight.numel():
+            return [weight] * networks
+        return [_apart(own) for own in weight]
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
         """Memory on the device, by default for numbers of the parameters' dtype."""
@@ -169,7 +173,12 @@ def on_device(device: torch.device) -> Any:
     return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
 
 
-def apart(part: Tensor) -> Tensor:
+def side_by_side(parts: list[Tensor]) -> Tensor:
+    """The samples of every network, (time, samples, ...), as one tensor."""
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _apart(part: Tensor) -> Tensor:
     """A copy of a part of a tensor: libraries choose their kernels by where a tensor begins."""
     return part.clone(memory_format=torch.contiguous_format)
 

@@ -6,13 +6,21 @@ each skip; each is that of a layer of kind "current", so that the kernels for th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlif.ops.connection import dense_connection
-from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, kernel_plan, packed
+from fastlif.ops.cuda.call import (
+    FORWARD_ORDER,
+    Call,
+    address,
+    kernel_plan,
+    packed,
+    side_by_side,
+)
 from fastlif.ops.dense import select_channels
 from fastlif.ops.encoding import encode
 from fastlif.ops.plan import LayerPlan, SourceColumns, source_columns
@@ -70,18 +78,15 @@ def readout_parts(plans: tuple[LayerPlan, ...]) -> tuple[Part, ...]:
 
 def readout_current(call: Call, words: list[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     """J of a readout with skips, flat (time, batch, classes), from the words of its sources."""
-    networks = call.shapes.networks
-    if networks == 1:
-        return _current_of_network(call, words, weight, bias)
-    parts = []
-    for network, own in enumerate(weight):  # steps stand in for samples: no launch for all of them
-        own_words = [source.chunk(networks, 1)[network].contiguous() for source in words]
-        own_bias = bias[network] if bias.numel() else bias
-        parts.append(_current_of_network(call, own_words, own, own_bias))
-    return torch.cat(parts, 1)
+    # Steps stand in for samples there, so that no launch takes several networks.
+    own_words = zip(*(call.samples_of_each(source) for source in words), strict=True)
+    each = zip(own_words, call.weights_of_each(weight), call.weights_of_each(bias), strict=True)
+    return side_by_side([_current_of_network(call, *own) for own in each])
 
 
-def _current_of_network(call: Call, words: list[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+def _current_of_network(
+    call: Call, words: Sequence[Tensor], weight: Tensor, bias: Tensor
+) -> Tensor:
     total: Tensor | None = None
     for part, source in zip(readout_parts(call.shapes.plans), words, strict=True):
         own_bias = bias if total is None else None

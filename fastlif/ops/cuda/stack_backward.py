@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastlif.ops import dense
-from fastlif.ops.cuda.call import BACKWARD_ORDER, Call, address, apart, packed
+from fastlif.ops.cuda.call import BACKWARD_ORDER, Call, address, packed, side_by_side
 from fastlif.ops.cuda.sources import emitted_words, inhibitory_words, readout_parts, stands_alone
 from fastlif.ops.layout import (
     FIRST_STATE,
@@ -89,11 +89,11 @@ class Backward:
 
     def _towards_input(self, plan: LayerPlan, injected: Tensor, weight: Tensor) -> Tensor:
         """W^T dL/dJ, flat (time, batch, N of the input)."""
-
-        def product(own: Tensor, own_weight: Tensor) -> Tensor:
-            return dense.input_gradient(own, plan, own_weight, reduced=self.reduced)
-
-        return self.call.by_network(injected, weight, product)
+        call = self.call
+        each = zip(call.samples_of_each(injected), call.weights_of_each(weight), strict=True)
+        return side_by_side(
+            [dense.input_gradient(own, plan, w, reduced=self.reduced) for own, w in each]
+        )
 
     def _add_skip(self, layer: int, injected: Tensor, grad_spikes: Tensor) -> None:
         """Add to dL/dS of a layer what a readout's skip from it, with dL/dJ `injected`, brings."""
@@ -226,8 +226,8 @@ class Backward:
                 grad = self._events(synapses, words, injected, view, shared_input=shared)
             self.grads[at] = grad.reshape(shape).contiguous()
         if needs_bias:
-            parts = injected.chunk(call.shapes.networks, 1)
-            sums = [part.contiguous().view(-1, plan.shape[0]).sum(0) for part in parts]
+            parts = call.samples_of_each(injected)
+            sums = [part.view(-1, plan.shape[0]).sum(0) for part in parts]
             self.grads[at + 1] = _of_networks(sums)
         if needs_recurrent:
             own = plan.recurrent_weight_shape
@@ -238,20 +238,11 @@ class Backward:
 
     def _weight_of_numbers(self, injected: Tensor) -> Tensor:
         """Gradient of the first layer's weight, where numbers drive it."""
-        shapes = self.call.shapes
-        if shapes.networks == 1:
-            parts = [(injected, self.input)]
-        else:
-            own = map(apart, injected.chunk(shapes.networks, 1))
-            inputs = [self.input] * shapes.networks
-            if not shapes.shares_input:
-                inputs = [apart(part) for part in self.input.chunk(shapes.networks, 1)]
-            parts = list(zip(own, inputs, strict=True))
+        call, plan = self.call, self.plans[0]
+        inputs = call.samples_of_each(self.input, shared=call.shapes.shares_input)
+        each = zip(call.samples_of_each(injected), inputs, strict=True)
         return _of_networks(
-            [
-                dense.weight_gradient(grad, values, self.plans[0], reduced=self.reduced)
-                for grad, values in parts
-            ]
+            [dense.weight_gradient(own, x, plan, reduced=self.reduced) for own, x in each]
         )
 
     def _readout_weight(self, injected: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlif.ops import dense
-from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, apart, packed
+from fastlif.ops.cuda.call import FORWARD_ORDER, Call, address, packed, side_by_side
 from fastlif.ops.cuda.sources import emitted_words, readout_current
 from fastlif.ops.layout import (
     FIRST_STATE,
@@ -104,15 +104,18 @@ def run(call: Call, input: Tensor, tensors: list[Tensor], keep: bool) -> StackOu
 def _current_of_numbers(call: Call, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """J of the first layer from numbers that are not spikes, flat (time, batch, N)."""
     shapes = call.shapes
-    if shapes.networks == 1:
-        given = bias if bias.numel() else None
-        return dense.injected_current(input, shapes.plans[0], weight, given)
-    parts = []
-    for network, own in enumerate(weight):
-        values = input if shapes.shares_input else apart(input.chunk(shapes.networks, 1)[network])
-        given = apart(bias[network]) if bias.numel() else None
-        parts.append(dense.injected_current(values, shapes.plans[0], apart(own), given))
-    return torch.cat(parts, 1)
+    each = zip(
+        call.samples_of_each(input, shared=shapes.shares_input),
+        call.weights_of_each(weight),
+        call.weights_of_each(bias),
+        strict=True,
+    )
+    return side_by_side(
+        [
+            dense.injected_current(values, shapes.plans[0], own, given if given.numel() else None)
+            for values, own, given in each
+        ]
+    )
 
 
 def _outputs(call: Call, plan: LayerPlan, keep: bool, keep_words: bool) -> LayerOutputs:
