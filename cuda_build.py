@@ -19,7 +19,7 @@ FOLDER = ROOT / "csrc" / "cuda"
 ARCHITECTURES = ("80", "90", "120")
 
 # Sources whose results are bitwise those of the CPU kernels: no multiplication and addition in one.
-EXACT = ("pack", "stack_forward", "dale_forward", "scan")
+EXACT = ("pack", "stack_forward", "dale_forward", "scan", "smorms3")
 
 
 def kernel_sources() -> list[Path]:

@@ -35,6 +35,8 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "pool_gradient_kernel": (64, 80),
     "weight_gradient_kernel": (128, 255),
     "sum_splits_kernel": (64, 64),
+    "row_means_kernel": (64, 64),
+    "smorms3_kernel": (64, 64),
 }
 STATIC_SHARED_BYTES = 1024  # of a kernel; what the launcher asks for comes on top
 

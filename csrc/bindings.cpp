@@ -97,19 +97,18 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("smorms3",
         [](const std::vector<std::array<uintptr_t, 5>>& addresses, const std::vector<int64_t>& sizes,
-           const std::vector<double>& rates, const std::vector<bool>& is_double, double eps, bool maximize,
-           std::optional<double> minimum, int threads) {
+           const std::vector<double>& rates, bool is_double, double eps, bool maximize, std::optional<double> minimum,
+           int threads) {
           const py::gil_scoped_release release;
           std::vector<OptimizedTensor> tensors;
           for (size_t i = 0; i < addresses.size(); ++i) {
             const auto [parameter, gradient, mean, mean_square, window] = addresses[i];
             tensors.push_back({pointer<void>(parameter), pointer<const void>(gradient), pointer<void>(mean),
-                               pointer<void>(mean_square), pointer<void>(window), sizes.at(i), rates.at(i),
-                               is_double.at(i)});
+                               pointer<void>(mean_square), pointer<void>(window), sizes.at(i), rates.at(i)});
           }
           Smorms3Options options{eps, maximize};
           if (minimum) options.minimum = *minimum;
-          smorms3(tensors, options, threads);
+          smorms3(tensors, is_double, options, threads);
         });
 
   py::class_<PooledBlock>(m, "PooledBlock", py::buffer_protocol())

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "plan.h"
+#include "smorms3.h"
 
 namespace fastlif {
 
@@ -75,20 +75,6 @@ void pack_events(const int32_t* step, const int32_t* feature, const int64_t* off
 void advise_huge_pages(void* data, int64_t bytes);
 
 // smorms3.cpp
-// A parameter, its gradient and its state g1, g2 and m, all of one size and precision.
-struct OptimizedTensor {
-  void* parameter = nullptr;
-  const void* gradient = nullptr;
-  void *mean = nullptr, *mean_square = nullptr, *window = nullptr;
-  int64_t size = 0;
-  double lr = 0;
-  bool is_double = false;
-};
-struct Smorms3Options {
-  double eps = 0;
-  bool maximize = false;
-  double minimum = -std::numeric_limits<double>::infinity();
-};
-void smorms3(const std::vector<OptimizedTensor>& tensors, const Smorms3Options& options, int threads);
+void smorms3(const std::vector<OptimizedTensor>& tensors, bool is_double, const Smorms3Options& options, int threads);
 
 }  // namespace fastlif

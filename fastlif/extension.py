@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib
 from functools import cache
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 CPU, CUDA = "fastlif._C", "fastlif._cuda"
 _CURE = {
@@ -26,6 +30,22 @@ def _import(name: str) -> ModuleType | ImportError:
 def is_available(name: str = CPU) -> bool:
     """Whether the compiled kernels can be loaded."""
     return isinstance(_import(name), ModuleType)
+
+
+@cache
+def unusable(index: int) -> str:
+    """Why the CUDA kernels, which are there, cannot run on a GPU, such as an old driver; or ""."""
+    import torch
+
+    with torch.cuda.device(index):
+        return str(load(CUDA).unusable())
+
+
+def serves(device: torch.device) -> bool:
+    """Whether there are compiled kernels that can run on a device."""
+    if device.type == "cuda":
+        return is_available(CUDA) and not unusable(device.index or 0)
+    return device.type == "cpu" and is_available()
 
 
 def reason(name: str = CPU) -> str:

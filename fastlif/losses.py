@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastlif.ops import means
+
 __all__ = ["lower_bound", "max_over_time_cross_entropy", "upper_bound"]
 
 Numbers = float | Sequence[float] | Tensor  # one for all networks, or one for each
@@ -58,6 +60,9 @@ def max_over_time_cross_entropy(
         )
     if scores.dim() == 3:
         scores = scores.max(dim=0).values
+    if means.suits(scores):
+        losses = functional.nll_loss(scores.log_softmax(1), targets, reduction="none")
+        return mean_of_networks(losses, networks)
     if networks is None:
         return functional.cross_entropy(scores, targets)
     parts = zip(scores.log_softmax(1).chunk(networks), targets.chunk(networks), strict=True)
@@ -89,7 +94,7 @@ def upper_bound(
     penalties = []
     for counts in spike_counts:
         first = 1 if per == "layer" or counts.dim() == 2 else 2
-        mean_counts = counts.flatten(first).mean(dim=-1)
+        mean_counts = _mean_of_last(counts.flatten(first))
         excess = mean_counts - _of_samples(v_upper, mean_counts)
         penalties.append(mean_of_networks(excess.relu().square(), networks))
     return _per_network(strength, penalties[0]) * _total(penalties)
@@ -120,10 +125,23 @@ def lower_bound(
 
 def mean_of_networks(values: Tensor, networks: int | None) -> Tensor:
     """The mean of all values, or with `networks` that of each network's samples, (networks,)."""
+    if means.suits(values):
+        # In two steps, as a row is for one block of the device.
+        each = values if values.dim() == 1 else means.row_means(values.flatten(1))
+        n = networks or 1
+        result = means.row_means(each.view(n, len(each) // n))
+        return result[0] if networks is None else result
     if networks is None:
         return values.mean()
     # One after the other: the order of the sum is that of the network alone.
     return torch.stack([own.mean() for own in values.chunk(networks)])
+
+
+def _mean_of_last(values: Tensor) -> Tensor:
+    """The mean over the last dimension, whose bits do not depend on how many there are."""
+    if means.suits(values):
+        return means.row_means(values.flatten(0, -2)).unflatten(0, values.shape[:-1])
+    return values.mean(dim=-1)
 
 
 def _per_network(number: Numbers, like: Tensor) -> float | Tensor:

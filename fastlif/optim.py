@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fastlif import optim_cpu
+from fastlif import optim_kernels
 
 __all__ = ["SMORMS3", "keep_non_negative", "parameter_groups"]
 
@@ -92,10 +92,10 @@ class SMORMS3(Optimizer):
         parameter -= g min(lr, s) / (sqrt(g2) + eps)              (33)
         parameter  = max(parameter, minimum)                      if there is a minimum
 
-    All state is on the device and nothing waits for it, so a step can be part of a CUDA graph. On
-    a GPU with Triton a contiguous float32 or float64 parameter takes one kernel launch; on a CPU
-    one kernel updates all of the groups that agree in all but lr. What is left, such as parameters
-    of other dtypes, is updated with `torch._foreach_*`, a dozen launches.
+    All state is on the device and nothing waits for it, so a step can be part of a CUDA graph. One
+    kernel updates all contiguous float32 (or float64) parameters of the groups that agree in all
+    but lr; without the CUDA kernels, but with Triton, each takes a launch. What is left, such as
+    parameters of other dtypes, is updated with `torch._foreach_*`, a dozen launches.
 
     Args:
         params: parameters or parameter groups, as for every torch optimizer. `lr`, `eps`,
@@ -176,7 +176,7 @@ class SMORMS3(Optimizer):
     def _step_groups(self, groups: list[dict[str, Any]]) -> None:
         """Of groups that differ in lr alone."""
         options = groups[0]
-        on_cpu: list[tuple[Any, ...]] = []
+        at_once: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}  # by device and dtype
         others: list[tuple[Any, ...]] = []
         for group in groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -187,17 +187,21 @@ class SMORMS3(Optimizer):
                 lr = lr.item()
             for parameter in parameters:
                 state = self._state_of(parameter)
-                if _suits_triton(parameter, state):
+                if optim_kernels.suits(parameter, state):
+                    alike = at_once.setdefault((parameter.device, parameter.dtype), [])
+                    alike.append((parameter, state, lr))
+                elif _suits_triton(parameter, state):
                     from fastlif import optim_triton  # deferred: takes a second to import
 
                     optim_triton.update(parameter, state, options | {"lr": lr})
                 else:
-                    suited = on_cpu if optim_cpu.suits(parameter, state) else others
-                    suited.append((parameter, state, lr))
-        for update, chosen in ((optim_cpu.update, on_cpu), (_update_with_lists, others)):
-            if chosen:
-                parameters, states, rates = (list(part) for part in zip(*chosen, strict=True))
-                update(parameters, states, rates, options)
+                    others.append((parameter, state, lr))
+        for chosen in at_once.values():
+            parameters, states, rates = _columns(chosen)
+            optim_kernels.update(parameters, states, rates, options)
+        if others:
+            parameters, states, rates = _columns(others)
+            _update_with_lists(parameters, states, rates, options)
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -207,6 +211,11 @@ class SMORMS3(Optimizer):
                     parameter, start, memory_format=torch.preserve_format, requires_grad=False
                 )
         return state
+
+
+def _columns(rows: list[tuple[Any, ...]]) -> list[list[Any]]:
+    """Parameters, states and learning rates, from the three of each parameter."""
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 @cache

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastlif import extension
-from fastlif.ops import cuda
+from fastlif.ops import cuda, means
 from fastlif.ops.engines import ENGINES, Engine
 
 from .emulation import emulated_cuda
@@ -51,6 +51,23 @@ TARGETS = [
     Target("triton", "cuda"),
 ]
 BY_NAME = {target.name: target for target in TARGETS}
+
+
+@contextmanager
+def emulated_means(kernels: ModuleType) -> Iterator[None]:
+    """Let the losses of tensors on the CPU take their means by an emulated module."""
+
+    def suits(values: torch.Tensor) -> bool:
+        return values.dtype in (torch.float32, torch.float64)
+
+    def on_cpu(values: torch.Tensor) -> torch.Tensor:
+        return means.launch(kernels, values, stream=0)
+
+    with torch.library._scoped_library("fastlif", "IMPL") as library:
+        library.impl("row_means", on_cpu, "CPU")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(means, "suits", suits)
+            yield
 
 
 @contextmanager

@@ -17,7 +17,7 @@ PACKAGE = "fastlif"
 # Lowest first. A module imports its own unit and those of lower rows, nothing beside or above it.
 ORDER = (
     ("extension", "files", "memory", "rows", "versions"),
-    ("spikes", "backends", "optim_triton", "optim_cpu"),
+    ("spikes", "backends", "optim_triton", "optim_kernels"),
     ("ops",),
     ("init",),
     ("layers",),
@@ -36,7 +36,7 @@ RANK = {unit: row for row, units in enumerate(ORDER) for unit in units}
 DEFERRED = {("init", "layers")}
 CORE = {
     "extension", "spikes", "backends", "ops", "init", "layers", "models", "losses", "optim",
-    "optim_cpu", "optim_triton", "graph", "inspection", "versions",
+    "optim_kernels", "optim_triton", "graph", "inspection", "versions",
 }  # fmt: skip
 CORE_PACKAGES = {"torch", "numpy"}
 # Loaded where a kernel of theirs is first needed: torch brings triton along with its GPU builds.

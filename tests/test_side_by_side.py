@@ -6,12 +6,16 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastlif
 from fastlif import give_gradients, init, side_by_side
 from fastlif.losses import lower_bound, max_over_time_cross_entropy, upper_bound
 from fastlif.models import build, preset
 from fastlif.optim import SMORMS3, keep_non_negative, parameter_groups
+
+from .emulation import emulated_cuda
+from .targets import emulated_means
 
 SIZES = {
     "randman": (20,),
@@ -117,6 +121,46 @@ def test_training_steps_are_bitwise_those_of_each_network_alone(name, shared, ki
                 assert torch.equal(mine[key], parameter), key
     for parameter, start in zip(model.parameters(), before, strict=True):
         assert all(not torch.equal(p, s) for p, s in zip(parameter, start, strict=True))
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that compute something."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        returned = [one.alias_info for one in func._schema.returns]
+        if not any(alias is not None and not alias.is_write for alias in returned):  # a view
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["randman", "shd-dalian"])
+def test_launches_of_a_step_do_not_grow_with_the_networks(name):
+    """With the kernel of means that a GPU has; layers and optimizer have a kernel each."""
+    counted = []
+    for n in (2, 5):
+        networks = networks_of(name, n)
+        model = side_by_side(networks)
+        optimizer = SMORMS3(
+            [group for network in networks for group in parameter_groups(network, lr=0.1)]
+        )
+        bounds = torch.tensor([3.0] * n)
+        for inputs, targets in batches(name, n):  # the optimizer makes its state in the first step
+            with emulated_means(emulated_cuda()), Launches() as launches:
+                scores, _, counts = model(inputs, return_spike_counts=True)
+                losses = max_over_time_cross_entropy(scores, targets, networks=n)
+                losses = losses + upper_bound(counts, bounds, bounds, networks=n)
+                losses = losses + lower_bound(counts, bounds, bounds, networks=n)
+                losses.sum().backward()
+                give_gradients(model, networks)
+                optimizer.step()
+        counted.append(launches.names)
+    assert counted[0] == counted[1]
+    updates = len({group.get("minimum") for group in optimizer.param_groups})
+    assert counted[0].count("fastlif.smorms3.default") == updates
 
 
 def each_rate(own):

@@ -1,4 +1,4 @@
-"""A few tiny stacks forward and backward, for running under compute-sanitizer.
+"""A few tiny stacks forward and backward, losses and updates, to be run under compute-sanitizer.
 
     compute-sanitizer --tool racecheck python -m bench.gpu.sanitize
 
@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from fastlif import PackedSpikes, extension
+from fastlif.losses import lower_bound, max_over_time_cross_entropy, upper_bound
 from fastlif.ops import LayerTensors, LIFState, StackResult, stack
+from fastlif.optim import SMORMS3
 from tests.cases import CONV, DENSE, NETWORKS, Case, Stack, build, layer_tensors
 from tests.compare import relative
 
@@ -82,6 +84,24 @@ def run(case: Stack, dtype: torch.dtype, packed: bool, device: str, backend: str
     return flat
 
 
+def train(device: str) -> Tensor:
+    """Parameters, on the CPU, after steps that lower the losses of them as scores and counts."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = (6, 5), (6, 40), (6, 2, 1100)  # rows for a warp and for a block
+    drawn = [torch.rand(shape, generator=generator) * 9 for shape in shapes]
+    scores, *counts = leaves = [x.to(device).requires_grad_() for x in drawn]
+    targets = torch.tensor([0, 1, 2, 3, 4, 0]).to(device)
+    optimizer = SMORMS3([{"params": [leaf], "lr": 0.1} for leaf in leaves], minimum=0.0)
+    for _ in range(2):
+        losses = max_over_time_cross_entropy(scores, targets, networks=2)
+        losses = losses + upper_bound(counts, 4.0, 1.0, networks=2)
+        losses = losses + lower_bound(counts, 5.0, 1.0, networks=2)
+        losses.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat([leaf.detach().cpu().flatten() for leaf in leaves])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all cases."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.sanitize", description=__doc__)
@@ -100,6 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error = relative(ours, run(case, dtype, packed, "cpu", None))
             failures += not error < TOLERANCE
         print(f"{name}: difference from the CPU kernels {error}", flush=True)
+    error = relative(train(options.device), train("cpu"))
+    failures += not error < TOLERANCE
+    print(f"losses and SMORMS3: difference from the CPU {error}", flush=True)
     return int(failures > 0)
 
 

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 #include <stdexcept>
 
 #include "launch.h"
@@ -215,6 +216,37 @@ PYBIND11_MODULE(FASTLIF_CUDA_MODULE, m) {
       py::arg("plan"), py::arg("layer"), py::arg("sources"), py::kw_only(), py::arg("words"),
       py::arg("grad_injected"), py::arg("n_steps"), py::arg("batch"), py::arg("networks"), py::arg("shared_input"),
       py::arg("is_double"), py::arg("partials"), py::arg("grad"), py::arg("stream"));
+  m.def(
+      "row_means",
+      [](uintptr_t values, int64_t rows, int64_t columns, bool is_double, uintptr_t means, uintptr_t stream) {
+        const py::gil_scoped_release release;
+        row_means(pointer<const void>(values), rows, columns, is_double, pointer<void>(means), stream_of(stream));
+      },
+      py::arg("values"), py::kw_only(), py::arg("rows"), py::arg("columns"), py::arg("is_double"), py::arg("means"),
+      py::arg("stream"));
+  m.def(
+      "smorms3",
+      [](const std::vector<std::array<uintptr_t, 5>>& addresses, const std::vector<int64_t>& sizes,
+         const std::vector<double>& rates, const std::vector<uintptr_t>& rates_at,
+         const std::vector<bool>& rates_are_double, bool is_double, double eps, bool maximize,
+         std::optional<double> minimum, uintptr_t stream) {
+        const py::gil_scoped_release release;
+        std::vector<DeviceOptimizedTensor> tensors(addresses.size());
+        for (size_t i = 0; i < tensors.size(); ++i) {
+          const auto [parameter, gradient, mean, mean_square, window] = addresses[i];
+          DeviceOptimizedTensor& t = tensors[i];
+          t.parameter = pointer<void>(parameter), t.gradient = pointer<const void>(gradient);
+          t.mean = pointer<void>(mean), t.mean_square = pointer<void>(mean_square), t.window = pointer<void>(window);
+          t.size = sizes.at(i), t.lr = rates.at(i);
+          t.lr_at = pointer<const void>(rates_at.at(i)), t.lr_at_is_double = rates_are_double.at(i);
+        }
+        Smorms3Options options{eps, maximize};
+        if (minimum) options.minimum = *minimum;
+        smorms3(tensors, is_double, options, stream_of(stream));
+      },
+      py::arg("addresses"), py::kw_only(), py::arg("sizes"), py::arg("rates"), py::arg("rates_at"),
+      py::arg("rates_are_double"), py::arg("is_double"), py::arg("eps"), py::arg("maximize"), py::arg("minimum"),
+      py::arg("stream"));
   m.def(
       "pack_words",
       [](uintptr_t dense, bool is_double, int64_t time_stride, int64_t batch_stride, int64_t n_steps, int64_t batch,

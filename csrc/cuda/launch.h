@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../plan.h"
+#include "../smorms3.h"
 #include "portable.h"
 
 namespace fastlif::cuda {
@@ -147,5 +148,18 @@ int weight_gradient_splits(const Connection& connection, int64_t n_steps, int64_
 void weight_gradient(const Connection& connection, const int32_t* words, const void* grad_injected, int64_t n_steps,
                      int64_t batch, Networks networks, bool is_double, void* partials, void* grad,
                      cudaStream_t stream);
+
+// ---- means.cu: what losses are made of
+// (rows, columns), contiguous, to the mean of each row; its bits depend on that row alone.
+void row_means(const void* values, int64_t rows, int64_t columns, bool is_double, void* means, cudaStream_t stream);
+
+// ---- smorms3.cu
+struct DeviceOptimizedTensor : OptimizedTensor {
+  const void* lr_at = nullptr;  // one number on the device in place of `lr`
+  bool lr_at_is_double = false;
+};
+// One step of all, as many in a launch as fit its arguments.
+void smorms3(const std::vector<DeviceOptimizedTensor>& tensors, bool is_double, const Smorms3Options& options,
+             cudaStream_t stream);
 
 }  // namespace fastlif::cuda

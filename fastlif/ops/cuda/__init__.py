@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastlif import extension
 from fastlif.ops.cuda import stack_forward
-from fastlif.ops.cuda.call import Call, device_shared_bytes, misfit, on_device, unusable
+from fastlif.ops.cuda.call import Call, device_shared_bytes, misfit, on_device
 from fastlif.ops.cuda.stack_backward import Backward
 from fastlif.ops.encoding import encode
 from fastlif.ops.layout import Saved, StackOutputs, StackShapes
@@ -29,8 +29,8 @@ def reason(device: torch.device, plans: Sequence[LayerPlan], dtype: torch.dtype)
     if not extension.is_available(extension.CUDA):
         return f"is not built: {extension.reason(extension.CUDA)}"
     index = device.index or 0
-    if unusable(index):
-        return f"cannot use this GPU: {unusable(index)}"
+    if extension.unusable(index):
+        return f"cannot use this GPU: {extension.unusable(index)}"
     ints, floats = encode(plans)
     shared_bytes = device_shared_bytes(index)
     return misfit(extension.load(extension.CUDA), ints, floats, dtype, shared_bytes)

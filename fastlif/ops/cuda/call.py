@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlif import extension
 from fastlif.ops.layout import StackShapes
 from fastlif.spikes import n_words
 
@@ -45,13 +44,6 @@ def misfit(
 def kernel_plan(kernels: ModuleType, ints: tuple[int, ...], floats: tuple[float, ...]) -> Any:
     """The kernels' own tables for this stack."""
     return kernels.Plan(ints, floats)
-
-
-@lru_cache(maxsize=16)
-def unusable(index: int) -> str:
-    """Why the module cannot run on a GPU, such as an old driver; "" when it can."""
-    with torch.cuda.device(index):
-        return str(extension.load(extension.CUDA).unusable())
 
 
 @lru_cache(maxsize=16)

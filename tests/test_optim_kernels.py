@@ -1,4 +1,4 @@
-"""The CPU kernel of SMORMS3: the numbers of the operations on lists, whatever the sizes."""
+"""The kernels of SMORMS3: the numbers of the operations on lists, whatever the sizes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastlif import extension, optim, optim_cpu
+from fastlif import extension, optim, optim_kernels
 from fastlif.optim import SMORMS3
+
+from .emulation import emulated_cuda, order_of_threads
 
 pytestmark = pytest.mark.skipif(not extension.is_available(), reason=extension.reason())
 
@@ -57,7 +59,7 @@ def test_equals_the_operations_on_lists(
         for own, other, gradient in zip(ours, theirs, numbers(generator, dtype), strict=True):
             other.grad = gradient
             own.grad = torch.stack([gradient, gradient], dim=-1)[..., 0]  # need not be contiguous
-        assert all(optim_cpu.suits(own, optimizer._state_of(own)) for own in ours)
+        assert all(optim_kernels.suits(own, optimizer._state_of(own)) for own in ours)
         optimizer.step()
         step_with_lists(reference)
     for own, other in zip(ours, theirs, strict=True):
@@ -65,6 +67,68 @@ def test_equals_the_operations_on_lists(
         for name in ("g1", "g2", "m"):
             found, expected = optimizer.state[own][name], reference.state[other][name]
             torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("minimum", [None, -0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_emulated_it_has_the_bits_of_the_cpu_kernel(
+    dtype: torch.dtype, minimum: float | None, maximize: bool
+) -> None:
+    """More parameters than a launch takes, of different sizes; rates as numbers and on a device."""
+    kernels = emulated_cuda(find_races=True)
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(3, 4), (), (0, 2), (700,)] * 15
+    rates: list[float | Tensor] = [
+        0.5, 0.02, 5e-3, torch.tensor(0.02), torch.tensor([0.4], dtype=torch.float64),
+        torch.tensor(0.25, dtype=torch.bfloat16),
+    ] * 10  # fmt: skip
+    options = {"eps": 1e-16, "maximize": maximize, "minimum": minimum}
+
+    def drawn() -> list[Tensor]:
+        return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+
+    ours = drawn()
+    theirs = [own.clone() for own in ours]
+    states = [
+        {"g1": torch.zeros_like(own), "g2": torch.zeros_like(own), "m": torch.ones_like(own)}
+        for own in ours
+    ]
+    expected = copy.deepcopy(states)
+    for seed in range(3):
+        gradients = drawn()
+        for other, gradient in zip(theirs, gradients, strict=True):
+            other.grad = gradient
+        optim_kernels.update(theirs, expected, rates, options)
+        lists = {name: [state[name] for state in states] for name in ("g1", "g2", "m")}
+        # Gradients need not be contiguous.
+        wide = [torch.stack([gradient, gradient], dim=-1)[..., 0] for gradient in gradients]
+        with order_of_threads(kernels, seed):
+            optim_kernels.launch(kernels, ours, wide, lists, rates, **options, stream=0)
+    for own, other, state, wanted in zip(ours, theirs, states, expected, strict=True):
+        assert torch.equal(own, other)
+        assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_on_a_gpu(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """One launch for all; float32 differs from a CPU in what it flushes to zero alone."""
+    generator = torch.Generator().manual_seed(4)
+    ours = [tensor.cuda().requires_grad_() for tensor in numbers(generator, dtype)]
+    theirs = [tensor.detach().cpu().clone().requires_grad_() for tensor in ours]
+    rate = options["lr"]
+    on_gpu = options | {"lr": rate.cuda() if isinstance(rate, Tensor) else rate}
+    optimizer, reference = SMORMS3(ours, **on_gpu), SMORMS3(theirs, **options)
+    for _ in range(10):
+        for own, other, gradient in zip(ours, theirs, numbers(generator, dtype), strict=True):
+            own.grad, other.grad = gradient.cuda(), gradient
+        assert all(optim_kernels.suits(own, optimizer._state_of(own)) for own in ours)
+        optimizer.step()
+        reference.step()
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own.cpu(), other, rtol=1e-6, atol=1e-12)
 
 
 def test_bits_depend_neither_on_threads_nor_on_the_place_in_memory() -> None:
@@ -106,7 +170,9 @@ def test_other_parameters_are_updated_with_lists() -> None:
     optimizer = SMORMS3([half, turned, small], lr=0.1)
     for parameter in (half, turned, small):
         parameter.grad = torch.ones_like(parameter)
-        assert optim_cpu.suits(parameter, optimizer._state_of(parameter)) == (parameter is small)
+        assert optim_kernels.suits(parameter, optimizer._state_of(parameter)) == (
+            parameter is small
+        )
     optimizer.step()
     # r = 1/2, g1 = g2 = 1/2, share = 1/2: the step is 0.1 / sqrt(1/2).
     for parameter in (half, turned, small):
@@ -121,7 +187,7 @@ def test_a_state_of_another_shape_is_refused_as_ever() -> None:
         parameter.grad = torch.ones_like(parameter)
     saved.step()
     optimizer.load_state_dict(saved.state_dict())
-    assert not optim_cpu.suits(large, optimizer.state[large])
+    assert not optim_kernels.suits(large, optimizer.state[large])
     with pytest.raises(RuntimeError, match="size of tensor"):
         optimizer.step()
 
