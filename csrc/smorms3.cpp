@@ -19,10 +19,10 @@ void update(const OptimizedTensor& tensor, int64_t begin, int64_t end, const Smo
   Real* window = at(tensor.window);
   const Real* gradient = static_cast<const Real*>(tensor.gradient) + begin;
   const Smorms3Constants<Real> constants(options);
-  const Real largest = Real(tensor.lr);
+  const Real lr = Real(tensor.lr);
 #pragma omp simd
   for (int64_t i = 0; i < end - begin; ++i)
-    smorms3_step(constants, largest, gradient[i], parameter[i], mean[i], mean_square[i], window[i]);
+    smorms3_step(constants, lr, gradient[i], parameter[i], mean[i], mean_square[i], window[i]);
 }
 
 }  // namespace

@@ -33,9 +33,9 @@ struct Smorms3Constants {
       : eps(Real(options.eps)), minimum(Real(options.minimum)), sign(options.maximize ? Real(-1) : Real(1)) {}
 };
 
-// Each operation rounds once, as torch's do; `largest` is the learning rate.
+// Each operation rounds once, as torch's do.
 template <class Real>
-FASTLIF_BOTH static inline void smorms3_step(const Smorms3Constants<Real>& k, Real largest, Real gradient, Real& parameter,
+FASTLIF_BOTH static inline void smorms3_step(const Smorms3Constants<Real>& k, Real lr, Real gradient, Real& parameter,
                                              Real& mean, Real& mean_square, Real& window) {
   using std::sqrt;
   const Real g = k.sign * gradient, m = window;
@@ -46,7 +46,7 @@ FASTLIF_BOTH static inline void smorms3_step(const Smorms3Constants<Real>& k, Re
   };
   const Real g1 = lerp(mean, g), g2 = lerp(mean_square, g * g);
   const Real share = g1 * g1 / (g2 + k.eps);
-  const Real step = (share > largest ? largest : share) * g;  // NaN stays NaN
+  const Real step = (share > lr ? lr : share) * g;  // NaN stays NaN
   const Real moved = parameter - step / (sqrt(g2) + k.eps);
   mean = g1, mean_square = g2;
   window = m - m * share + Real(1);

@@ -188,8 +188,8 @@ class SMORMS3(Optimizer):
             for parameter in parameters:
                 state = self._state_of(parameter)
                 if optim_kernels.suits(parameter, state):
-                    alike = at_once.setdefault((parameter.device, parameter.dtype), [])
-                    alike.append((parameter, state, lr))
+                    chosen = at_once.setdefault((parameter.device, parameter.dtype), [])
+                    chosen.append((parameter, state, lr))
                 elif _suits_triton(parameter, state):
                     from fastlif import optim_triton  # deferred: takes a second to import
 
@@ -225,7 +225,8 @@ def _has_triton() -> bool:
 
 def _suits_triton(parameter: Tensor, state: dict[str, Tensor]) -> bool:
     return (
-        parameter.device.type == "cuda"
+        not torch.compiler.is_compiling()  # which fuses better
+        and parameter.device.type == "cuda"
         and parameter.dtype in (torch.float32, torch.float64)
         and all(tensor.is_contiguous() for tensor in (parameter, *state.values()))
         and _has_triton()

@@ -42,7 +42,7 @@ def _on_cpu(
         _addresses(parameters, gradients, g1, g2, m),
         [parameter.numel() for parameter in parameters],
         [rate.item() for rate in lr],
-        parameters[0].dtype == torch.float64,
+        _is_double(parameters),
         eps,
         maximize,
         minimum,
@@ -98,7 +98,7 @@ def launch(
         rates=[0.0 if isinstance(rate, Tensor) else rate for rate in rates],
         rates_at=[0 if rate is None else rate.data_ptr() for rate in on_device],
         rates_are_double=[rate is not None and rate.dtype == torch.float64 for rate in on_device],
-        is_double=parameters[0].dtype == torch.float64,
+        is_double=_is_double(parameters),
         eps=eps,
         maximize=maximize,
         minimum=minimum,
@@ -111,6 +111,15 @@ def _addresses(*lists: Sequence[Tensor]) -> list[tuple[int, ...]]:
     return [tuple(t.data_ptr() for t in tensors) for tensors in zip(*lists, strict=True)]
 
 
+def _is_double(parameters: Sequence[Tensor]) -> bool:
+    """Whether all are float64 rather than float32, which a kernel takes at a time."""
+    dtypes = {parameter.dtype for parameter in parameters}
+    if len(dtypes) != 1 or not dtypes.issubset(DTYPES):
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(f"parameters must all be float32 or all float64, got {names or 'none'}")
+    return torch.float64 in dtypes
+
+
 def suits(parameter: Tensor, state: dict[str, Tensor]) -> bool:
     """Whether a kernel takes a parameter with a gradient.
 
@@ -118,7 +127,8 @@ def suits(parameter: Tensor, state: dict[str, Tensor]) -> bool:
     """
     tensors = (parameter, parameter.grad, *state.values())
     return (
-        parameter.dtype in DTYPES
+        not torch.compiler.is_compiling()
+        and parameter.dtype in DTYPES
         and type(parameter) in (Tensor, nn.Parameter)
         and all(
             tensor is not None
@@ -129,7 +139,6 @@ def suits(parameter: Tensor, state: dict[str, Tensor]) -> bool:
             for tensor in tensors
         )
         and extension.serves(parameter.device)
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -288,7 +288,7 @@ def test_the_sanitizer_driver_runs_every_case(capsys):
     assert sanitize.main(["--device", "cpu", "--backend", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(sanitize.cases()) + 1
-    assert lines[-1].startswith("losses and SMORMS3")
+    assert lines[-1].startswith("losses and SMORMS3, compiled kernels")
 
 
 def test_a_profile_of_the_worst_case(tmp_path, capsys):

@@ -112,3 +112,12 @@ def test_bad_input_is_named() -> None:
         lower_bound([scores], 1.0, -1.0)
     with pytest.raises(ValueError, match="per must be 'layer' or 'channel', got 'map'"):
         upper_bound([scores], 1.0, 1.0, per="map")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("networks", [None, 2])
+def test_every_sample_has_a_class(networks: int | None) -> None:
+    """None is left out of the mean, not even that which torch leaves out by default."""
+    with pytest.raises(IndexError, match="-100 is out of bounds"):
+        max_over_time_cross_entropy(
+            torch.zeros(4, 3), torch.tensor([0, 1, 2, -100]), networks=networks
+        )

@@ -123,7 +123,7 @@ def test_training_steps_are_bitwise_those_of_each_network_alone(name, shared, ki
         assert all(not torch.equal(p, s) for p, s in zip(parameter, start, strict=True))
 
 
-class Launches(TorchDispatchMode):
+class Operations(TorchDispatchMode):
     """Counts operations that compute something."""
 
     def __init__(self):
@@ -138,7 +138,7 @@ class Launches(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["randman", "shd-dalian"])
-def test_launches_of_a_step_do_not_grow_with_the_networks(name):
+def test_operations_of_a_step_do_not_grow_with_the_networks(name):
     """With the kernel of means that a GPU has; layers and optimizer have a kernel each."""
     counted = []
     for n in (2, 5):
@@ -149,7 +149,7 @@ def test_launches_of_a_step_do_not_grow_with_the_networks(name):
         )
         bounds = torch.tensor([3.0] * n)
         for inputs, targets in batches(name, n):  # the optimizer makes its state in the first step
-            with emulated_means(emulated_cuda()), Launches() as launches:
+            with emulated_means(emulated_cuda()), Operations() as operations:
                 scores, _, counts = model(inputs, return_spike_counts=True)
                 losses = max_over_time_cross_entropy(scores, targets, networks=n)
                 losses = losses + upper_bound(counts, bounds, bounds, networks=n)
@@ -157,7 +157,7 @@ def test_launches_of_a_step_do_not_grow_with_the_networks(name):
                 losses.sum().backward()
                 give_gradients(model, networks)
                 optimizer.step()
-        counted.append(launches.names)
+        counted.append(operations.names)
     assert counted[0] == counted[1]
     updates = len({group.get("minimum") for group in optimizer.param_groups})
     assert counted[0].count("fastlif.smorms3.default") == updates
