@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -46,6 +48,15 @@ def serves(device: torch.device) -> bool:
     if device.type == "cuda":
         return is_available(CUDA) and not unusable(device.index or 0)
     return device.type == "cpu" and is_available()
+
+
+@contextmanager
+def queue(device: torch.device) -> Iterator[int]:
+    """A GPU as the current one, which kernels go to, and its current stream for them."""
+    import torch
+
+    with torch.cuda.device(device):
+        yield int(torch.cuda.current_stream(device).cuda_stream)
 
 
 def reason(name: str = CPU) -> str:

@@ -26,75 +26,47 @@ _library.define(
 
 
 @torch.library.impl(_library, "smorms3", "CPU")
-def _on_cpu(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    g1: Sequence[Tensor],
-    g2: Sequence[Tensor],
-    m: Sequence[Tensor],
-    lr: Sequence[Tensor],
-    eps: float,
-    maximize: bool,
-    minimum: float | None,
-) -> None:
-    gradients = [gradient.contiguous() for gradient in gradients]
-    extension.load().smorms3(
-        _addresses(parameters, gradients, g1, g2, m),
-        [parameter.numel() for parameter in parameters],
-        [rate.item() for rate in lr],
-        _is_double(parameters),
-        eps,
-        maximize,
-        minimum,
-        torch.get_num_threads(),
-    )
-
-
 @torch.library.impl(_library, "smorms3", "CUDA")
-def _on_gpu(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    g1: Sequence[Tensor],
-    g2: Sequence[Tensor],
-    m: Sequence[Tensor],
-    lr: Sequence[Tensor],
-    eps: float,
-    maximize: bool,
-    minimum: float | None,
-) -> None:
+def _smorms3(*arguments: Any) -> None:
+    """Arguments as defined above: five lists of tensors, the rates, and three options."""
+    lists, lr, options = arguments[:5], arguments[5], arguments[6:]
     rates = [rate.item() if rate.device.type == "cpu" else rate for rate in lr]
-    state = {"g1": g1, "g2": g2, "m": m}
-    device = parameters[0].device
-    with torch.cuda.device(device):  # kernels go to the current one
-        launch(
-            extension.load(extension.CUDA), parameters, gradients, state, rates,
-            eps=eps, maximize=maximize, minimum=minimum,
-            stream=torch.cuda.current_stream(device).cuda_stream,
-        )  # fmt: skip
+    device = lists[0][0].device
+    if device.type == "cuda":
+        with extension.queue(device) as stream:
+            launch(extension.load(extension.CUDA), lists, rates, options, stream)
+    else:
+        parameters, gradients, *state = lists
+        lists = (parameters, _contiguous(gradients), *state)
+        extension.load().smorms3(
+            _addresses(lists),
+            _sizes(parameters),
+            rates,
+            _is_double(parameters),
+            *options,
+            torch.get_num_threads(),
+        )
 
 
 def launch(
     kernels: ModuleType,  # fastlif._cuda
-    parameters: Sequence[Tensor],  # on one device and of one dtype, as all that follows
-    gradients: Sequence[Tensor],
-    state: dict[str, Sequence[Tensor]],  # g1, g2 and m
+    lists: Sequence[Sequence[Tensor]],  # parameters, gradients, g1, g2, m: of one device and dtype
     rates: Sequence[float | Tensor],  # a tensor of one element is read on the device
-    *,
-    eps: float,
-    maximize: bool,
-    minimum: float | None,
+    options: tuple[float, bool, float | None],  # eps, maximize, minimum
     stream: int,
 ) -> None:
     """Queue one step of all parameters with the CUDA kernels."""
-    gradients = [gradient.contiguous() for gradient in gradients]
+    parameters, gradients, *state = lists
+    lists = (parameters, _contiguous(gradients), *state)
     # The kernel reads either dtype; they live until it is queued, as what it reads has to.
     on_device = [
         (rate if rate.dtype in DTYPES else rate.double()) if isinstance(rate, Tensor) else None
         for rate in rates
     ]
+    eps, maximize, minimum = options
     kernels.smorms3(
-        _addresses(parameters, gradients, state["g1"], state["g2"], state["m"]),
-        sizes=[parameter.numel() for parameter in parameters],
+        _addresses(lists),
+        sizes=_sizes(parameters),
         rates=[0.0 if isinstance(rate, Tensor) else rate for rate in rates],
         rates_at=[0 if rate is None else rate.data_ptr() for rate in on_device],
         rates_are_double=[rate is not None and rate.dtype == torch.float64 for rate in on_device],
@@ -106,7 +78,15 @@ def launch(
     )
 
 
-def _addresses(*lists: Sequence[Tensor]) -> list[tuple[int, ...]]:
+def _contiguous(gradients: Sequence[Tensor]) -> list[Tensor]:
+    return [gradient.contiguous() for gradient in gradients]
+
+
+def _sizes(parameters: Sequence[Tensor]) -> list[int]:
+    return [parameter.numel() for parameter in parameters]
+
+
+def _addresses(lists: Sequence[Sequence[Tensor]]) -> list[tuple[int, ...]]:
     """Where the tensors of a parameter lie, parameter by parameter."""
     return [tuple(t.data_ptr() for t in tensors) for tensors in zip(*lists, strict=True)]
 

@@ -100,11 +100,12 @@ def test_emulated_it_has_the_bits_of_the_cpu_kernel(
         for other, gradient in zip(theirs, gradients, strict=True):
             other.grad = gradient
         optim_kernels.update(theirs, expected, rates, options)
-        lists = {name: [state[name] for state in states] for name in ("g1", "g2", "m")}
+        state_lists = ([state[name] for state in states] for name in ("g1", "g2", "m"))
         # Gradients need not be contiguous.
         wide = [torch.stack([gradient, gradient], dim=-1)[..., 0] for gradient in gradients]
         with order_of_threads(kernels, seed):
-            optim_kernels.launch(kernels, ours, wide, lists, rates, **options, stream=0)
+            lists = (ours, wide, *state_lists)
+            optim_kernels.launch(kernels, lists, rates, (1e-16, maximize, minimum), stream=0)
     for own, other, state, wanted in zip(ours, theirs, states, expected, strict=True):
         assert torch.equal(own, other)
         assert all(torch.equal(state[name], wanted[name]) for name in wanted)

@@ -53,8 +53,7 @@ def launch(kernels: ModuleType, values: Tensor, stream: int) -> Tensor:
 
 @torch.library.impl(_library, "row_means", "CUDA")
 def _on_gpu(values: Tensor) -> Tensor:
-    with torch.cuda.device(values.device):  # kernels go to the current one
-        stream = torch.cuda.current_stream(values.device).cuda_stream
+    with extension.queue(values.device) as stream:
         return launch(extension.load(extension.CUDA), values, stream)
 
 
